@@ -1,0 +1,69 @@
+"""Equal blocks held as one block with stacked parameters and run by `jax.lax.scan`.
+
+One traced block instead of n: shorter programs, fewer leaves, and rematerialisation that saves
+memory (inside a Python loop `jax.checkpoint` saves nothing on CPU; architecture.md 1.2).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from sammi_jax.typing import Array
+
+
+class Stack(nnx.Module):
+    """``num_layers`` equal blocks; every parameter has a leading layer axis."""
+
+    def __init__(
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, rngs: nnx.Rngs
+    ):
+        def init(key: Array) -> Any:
+            return nnx.state(make_block(nnx.Rngs(key)))
+
+        self.num_layers = num_layers
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
+        keys = jax.random.split(rngs.params(), num_layers)
+        self.block = nnx.merge(graphdef, jax.vmap(init)(keys))
+
+    def layer(self, index: int) -> Any:
+        """The block of one layer (negative counts from the end), as a module of its own."""
+        graphdef, state = nnx.split(self.block)
+        return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))
+
+    def __call__(
+        self,
+        x: Array,
+        *args: Any,
+        num_layers: int | None = None,
+        taps: tuple[int, ...] = (),
+        remat: bool = False,
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """Run the first ``num_layers`` blocks (default all) as ``x = block(x, *args)``.
+
+        Args:
+            x: the first block's input.
+            *args: given to every block.
+            num_layers: how many blocks run.
+            taps: ascending 0-based indices of blocks whose output is returned too.
+            remat: recompute each block in the backward pass.
+
+        Returns:
+            The last output, and the outputs of the blocks in ``taps``.
+        """
+        graphdef, state = nnx.split(self.block)
+
+        def body(carry: Array, layer: Any) -> tuple[Array, None]:
+            return nnx.merge(graphdef, layer)(carry, *args), None
+
+        if remat:
+            body = jax.checkpoint(body, prevent_cse=False)
+        stop = self.num_layers if num_layers is None else num_layers
+        ends = sorted({*(tap + 1 for tap in taps), stop})
+        outputs, start = {}, 0
+        for end in ends:
+            segment = jax.tree.map(lambda leaf, s=start, e=end: leaf[s:e], state)
+            x, _ = jax.lax.scan(body, x, segment)
+            outputs[end], start = x, end
+        return x, tuple(outputs[tap + 1] for tap in taps)

@@ -1,0 +1,75 @@
+"""Resampling with PyTorch's conventions, as two small matrix products.
+
+`jax.image.resize` antialiases when it shrinks, knows no ``align_corners=True`` and its cubic
+kernel uses a = -0.5; PyTorch's ``interpolate`` does none of these. Every checkpoint that this
+package reads was trained with PyTorch's rules (torch/nn/functional.py ``interpolate``).
+"""
+
+from functools import lru_cache
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from sammi_jax.typing import Array, Float
+
+Method = Literal["bilinear", "bicubic"]
+
+_CUBIC_A = -0.75  # PyTorch's coefficient; jax.image uses -0.5
+
+
+@lru_cache(maxsize=256)
+def resize_matrix(
+    in_size: int, out_size: int, method: Method = "bilinear", align_corners: bool = False
+) -> np.ndarray:
+    """Weights ``[out_size, in_size]`` (float32) that resample one axis, never antialiased.
+
+    Rows sum to one; taps outside the input are clamped to its border.
+    """
+    out = np.arange(out_size, dtype=np.float64)
+    if align_corners:
+        centre = out * (in_size - 1) / max(out_size - 1, 1)
+    else:
+        centre = (out + 0.5) * in_size / out_size - 0.5
+        if method == "bilinear":
+            centre = np.maximum(centre, 0.0)
+    left = np.floor(centre)
+    if method == "bilinear":
+        taps = (0, 1)
+        weights = np.stack([1.0 - (centre - left), centre - left], axis=1)
+    else:
+        taps = (-1, 0, 1, 2)
+        weights = np.stack([_cubic(centre - (left + tap)) for tap in taps], axis=1)
+    matrix = np.zeros((out_size, in_size))
+    for column, tap in enumerate(taps):
+        index = np.clip(left + tap, 0, in_size - 1).astype(int)
+        np.add.at(matrix, (np.arange(out_size), index), weights[:, column])
+    return matrix.astype(np.float32)
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    x = np.abs(distance)
+    near = ((_CUBIC_A + 2) * x - (_CUBIC_A + 3)) * x * x + 1
+    far = ((_CUBIC_A * x - 5 * _CUBIC_A) * x + 8 * _CUBIC_A) * x - 4 * _CUBIC_A
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def resize(
+    image: Float[Array, "*b h w c"],
+    size: tuple[int, int],
+    method: Method = "bilinear",
+    align_corners: bool = False,
+) -> Float[Array, "*b h2 w2 c"]:
+    """Resample a channels-last image to ``size`` (height, width) as PyTorch's ``interpolate``.
+
+    Example:
+        >>> resize(jnp.arange(2.0).reshape(2, 1, 1), (4, 1))[:, 0, 0]
+        Array([0.  , 0.25, 0.75, 1.  ], dtype=float32)
+    """
+    height, width = image.shape[-3:-1]
+    if (height, width) == size:
+        return image
+    rows = jnp.asarray(resize_matrix(height, size[0], method, align_corners), image.dtype)
+    columns = jnp.asarray(resize_matrix(width, size[1], method, align_corners), image.dtype)
+    image = jnp.einsum("oh,...hwc->...owc", rows, image)
+    return jnp.einsum("ow,...hwc->...hoc", columns, image)

@@ -1,0 +1,53 @@
+"""A module's variables as one flat dictionary ``{"a/b/c": array}``, and back.
+
+Model folders, conversion and sharding all speak of parameters by these paths.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+from flax import nnx
+
+from sammi_jax.errors import SammiError
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def _flat(state: Any) -> dict[str, Any]:
+    return {
+        "/".join(map(str, path)): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def flat_params(module: nnx.Module) -> dict[str, Any]:
+    """All variables of a module by path (trainable parameters and buffers)."""
+    return _flat(nnx.state(module))
+
+
+def abstract_params(make: Callable[[], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of the variables of ``make()``, without running its initialisation."""
+    return _flat(nnx.state(nnx.eval_shape(make)))
+
+
+def build(make: Callable[[], M], params: Mapping[str, Any]) -> M:
+    """The module ``make()`` with ``params`` for its variables, without running its initialisation.
+
+    Raises:
+        SammiError: a path is missing, is unknown, or has another shape.
+    """
+    graphdef, state = nnx.split(nnx.eval_shape(make))
+    flat = dict(nnx.to_flat_state(state))
+    names = {"/".join(map(str, path)): path for path in flat}
+    wrong = [f"missing {name}" for name in names if name not in params]
+    wrong += [f"unknown {name}" for name in params if name not in names]
+    wrong += [
+        f"{name} has shape {tuple(params[name].shape)}, not {flat[path].shape}"
+        for name, path in names.items()
+        if name in params and tuple(params[name].shape) != flat[path].shape
+    ]
+    if wrong:
+        raise SammiError(f"parameters do not fit the model: {'; '.join(sorted(wrong)[:8])}")
+    filled = {path: flat[path].replace(params[name]) for name, path in names.items()}
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
