@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_STAMP := $(VENV)/.run-stamp
+TEST_STAMP := $(VENV)/.test-stamp
+OPEN_CLIP := open_clip_torch==3.3.0
+
+.PHONY: demo env test slow check format help
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
+
+$(RUN_STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+# open_clip_torch is wanted for one data file, CLIP's vocabulary; its own requirements are not.
+$(TEST_STAMP): $(RUN_STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)"
+	@touch $@
+
+env: $(TEST_STAMP)  ## the virtual environment .venv with everything that the tests need
+
+demo: $(RUN_STAMP)  ## train and evaluate on embedded data; pictures and a table under runs/demo
+	$(BIN)/python -m sammi_jax.demo --workdir runs/demo
+
+check: $(TEST_STAMP)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+test: check  ## lint, types and the fast tests
+	$(BIN)/python -m pytest -n 2
+
+slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
+	$(BIN)/python -m pytest -m slow
+
+format: $(TEST_STAMP)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,73 @@
+"""The ``sammi`` command: finds the subcommand, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 could not do it, 2 wrong use, 130 interrupted.
+
+A command is a module of this package with ``add_parser(subparsers)`` and ``run(args) -> int``,
+listed in `COMMANDS`. It imports what is heavy inside ``run``, so that ``--help`` is quick.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from sammi_jax.cli import convert, inspect
+from sammi_jax.errors import SammiError
+
+COMMANDS = (convert, inspect)
+
+_DESCRIPTION = """\
+SAM-MI: open-vocabulary semantic segmentation in JAX.
+
+A model lives in a model folder (config.json, model.safetensors, tokenizer.json), made from
+PyTorch checkpoints by 'sammi convert'."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="sammi",
+        description=_DESCRIPTION,
+        epilog="'sammi COMMAND --help' explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; wrong use leaves through ``SystemExit(2)``."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        print(f"sammi_jax {metadata.version('sammi_jax')}")
+        return 0
+    if not hasattr(args, "run"):
+        parser.error("which command? 'sammi --help' lists them")
+    try:
+        code = args.run(args)
+        sys.stdout.flush()
+        return code
+    except SammiError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of our output (a pager, head) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("sammi: interrupted", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print("sammi: error:", " ".join(message.split()), file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""A CLIP checkpoint's configuration and table, worked out from its tensors.
+
+Sizes are read from shapes. What shapes do not say (heads, activation, eps) comes from overrides,
+else from the configuration beside the checkpoint (Hugging Face's ``config.json`` or OpenCLIP's
+``open_clip_config.json``), else from the rules of OpenAI's models. The tables are in
+`convert.clip_layout`.
+"""
+
+import math
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.convert.clip_layout import Layout, clip_rules, detect_layout, ignored_keys
+from sammi_jax.convert.rules import Source
+from sammi_jax.errors import SammiError
+
+__all__ = ["Layout", "clip_rules", "detect_layout", "ignored_keys", "infer_config", "rules_for"]
+
+Tensors = Mapping[str, np.ndarray]
+
+OVERRIDES = ("vision_heads", "text_heads", "activation", "eps")
+
+# Image towers of OpenCLIP whose heads are not 64 wide (its model_configs), by width.
+_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104}
+
+
+def rules_for(
+    tensors: Tensors,
+    *,
+    config_json: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Source:
+    """Recognise a CLIP checkpoint and lay out its conversion.
+
+    Args:
+        tensors: the state dictionary.
+        config_json: the configuration file beside it.
+        overrides: any of `OVERRIDES`, before everything else.
+
+    Raises:
+        SammiError: not a CLIP, or one that `models.clip.Clip` cannot hold.
+    """
+    layout = detect_layout(tensors)
+    config = infer_config(tensors, layout, config_json=config_json, overrides=overrides)
+    name = "openclip" if "model_cfg" in (config_json or {}) else layout.name
+    return Source(config, clip_rules(config, layout), ignored_keys(tensors, layout), name)
+
+
+def infer_config(
+    tensors: Tensors,
+    layout: Layout,
+    *,
+    config_json: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ClipConfig:
+    """The configuration of a CLIP checkpoint; arguments and errors as for `rules_for`."""
+    known = {**_described(config_json), **_checked(overrides or {})}
+    if "activation" not in known:
+        known["activation"] = _guess_activation(tensors, layout)
+    if known["activation"] not in ("quick_gelu", "gelu"):
+        raise SammiError(
+            f"CLIP with the activation {known['activation']}: only quick_gelu and gelu are known"
+        )
+    shapes = _our_shapes(tensors, layout)
+    rows, width = shapes["vision/patch_embed/projection/kernel"]
+    patch_size, grid_size = (
+        math.isqrt(rows // 3),
+        math.isqrt(shapes["vision/position_embedding"][0]),
+    )
+    if 3 * patch_size**2 != rows or 1 + grid_size**2 != shapes["vision/position_embedding"][0]:
+        raise SammiError(
+            f"CLIP's image tower has patches of {rows} values and "
+            f"{shapes['vision/position_embedding'][0]} positions: not squares of RGB pixels, "
+            "and a class token before a square grid of them"
+        )
+    vocab_size, text_width = shapes["text/token_embedding"]
+    vision = ClipVisionConfig(
+        image_size=grid_size * patch_size,
+        patch_size=patch_size,
+        width=width,
+        num_layers=known.get("vision_layers") or _num_layers(tensors, layout, "vision"),
+        num_heads=_num_heads("vision", width, known),
+    )
+    text = ClipTextConfig(
+        vocab_size=vocab_size,
+        context_length=shapes["text/position_embedding"][0],
+        width=text_width,
+        num_layers=known.get("text_layers") or _num_layers(tensors, layout, "text"),
+        num_heads=_num_heads("text", text_width, known),
+    )
+    embed_dim = shapes["vision/projection/kernel"][1]
+    return ClipConfig(vision, text, embed_dim, known["activation"], known.get("eps", 1e-5))
+
+
+def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = sorted(set(overrides) - set(OVERRIDES))
+    if unknown:
+        raise SammiError(f"{', '.join(unknown)}: not among CLIP's overrides {', '.join(OVERRIDES)}")
+    return overrides
+
+
+def _described(config_json: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the file beside the checkpoint says, by our names."""
+    if config_json is None:
+        return {}
+    if "model_cfg" in config_json:
+        return _described_by_openclip(config_json["model_cfg"])
+    return _described_by_hugging_face(config_json)
+
+
+def _described_by_openclip(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are absent have the defaults of open_clip's CLIPVisionCfg and CLIPTextCfg."""
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    return {
+        "vision_heads": vision.get("width", 768) // vision.get("head_width", 64),
+        "text_heads": text.get("heads", 8),
+        "vision_layers": vision.get("layers", 12),
+        "text_layers": text.get("layers", 12),
+        "activation": "quick_gelu" if model.get("quick_gelu") else "gelu",
+    }
+
+
+def _described_by_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that are absent have the defaults of transformers' CLIPVisionConfig, CLIPTextConfig.
+
+    Older files hold a ``*_config_dict`` as well, and it is the one that transformers obeys.
+    """
+    kind = config.get("model_type", "clip")
+    if kind != "clip":
+        raise SammiError(f"config.json describes a {kind}: not a CLIP with both towers")
+    towers = {}
+    for tower in ("vision", "text"):
+        old = config.get(f"{tower}_config_dict")
+        towers[tower] = (config.get(f"{tower}_config") or {}) if old is None else old
+    shared = {}
+    for name, field, default in (
+        ("activation", "hidden_act", "quick_gelu"),
+        ("eps", "layer_norm_eps", 1e-5),
+    ):
+        values = {tower: section.get(field, default) for tower, section in towers.items()}
+        if values["vision"] != values["text"]:
+            raise SammiError(
+                f"config.json: {field} is {values['vision']} in the image tower and "
+                f"{values['text']} in the text tower; CLIP has one for both"
+            )
+        shared[name] = values["vision"]
+    return {
+        "vision_heads": towers["vision"].get("num_attention_heads", 12),
+        "text_heads": towers["text"].get("num_attention_heads", 8),
+        "vision_layers": towers["vision"].get("num_hidden_layers", 12),
+        "text_layers": towers["text"].get("num_hidden_layers", 12),
+        **shared,
+    }
+
+
+def _guess_activation(tensors: Tensors, layout: Layout) -> str:
+    """OpenAI's QuickGELU; OpenCLIP's own models have the exact GELU under the same names."""
+    if layout.name != "catseg" and layout.prefix + "input_resolution" not in tensors:
+        warnings.warn(
+            "this CLIP checkpoint does not say its activation: taken to be OpenAI's quick_gelu; "
+            "most OpenCLIP models have gelu and come with an open_clip_config.json that says so",
+            stacklevel=3,
+        )
+    return "quick_gelu"
+
+
+def _our_shapes(tensors: Tensors, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors outside the layers, in our layout and by our paths."""
+    shapes, missing = {}, []
+    for source, target, transform in layout.singles:
+        if not target.endswith(("embedding", "kernel")) or target == "vision/class_embedding":
+            continue
+        if source not in tensors:
+            missing.append(source)
+            continue
+        rank = 4 if target.startswith("vision/patch_embed") else 2
+        if np.ndim(tensors[source]) != rank:
+            raise SammiError(
+                f"the checkpoint does not fit the model: {source} has shape "
+                f"{np.shape(tensors[source])}, not {rank} axes"
+            )
+        shapes[target] = transform.forward(np.asarray(tensors[source])).shape
+    if missing:
+        raise SammiError(f"the checkpoint does not fit the model: missing {', '.join(missing)}")
+    return shapes
+
+
+def _num_layers(tensors: Tensors, layout: Layout, tower: str) -> int:
+    """One more than the largest layer number among the keys, so that gaps show as missing keys."""
+    pattern = re.compile(re.escape(layout.blocks[tower]).replace(r"\{\}", r"(\d+)"))
+    numbers = [int(match[1]) for match in map(pattern.match, tensors) if match]
+    if not numbers:
+        raise SammiError(
+            f"the checkpoint does not fit the model: missing {layout.blocks[tower].format('*')}*"
+        )
+    return max(numbers) + 1
+
+
+def _num_heads(tower: str, width: int, known: Mapping[str, Any]) -> int:
+    head_width = _WIDE_HEADS.get(width, 64) if tower == "vision" else 64
+    heads = known.get(f"{tower}_heads")
+    if heads is None and width % head_width:
+        raise SammiError(
+            f"CLIP's {tower} tower is {width} wide, not a multiple of {head_width}, and nothing "
+            f"says its number of heads: give {tower}_heads"
+        )
+    heads = width // head_width if heads is None else heads
+    if heads < 1 or width % heads:
+        raise SammiError(f"CLIP's {tower} tower is {width} wide: it cannot have {heads} heads")
+    return heads

@@ -1,0 +1,253 @@
+"""Checkpoints of other projects as ``{key: array}``: the only file that imports torch.
+
+Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, TorchScript archives
+(OpenAI's CLIP files) with ``torch.jit.load``; safetensors files need no torch.
+"""
+
+import hashlib
+import importlib
+import numbers
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line, read_json
+
+# Weights in a folder and the configuration beside them, in order of preference.
+_FOLDER_FILES = (
+    ("model.safetensors", "config.json"),
+    ("model.safetensors.index.json", "config.json"),
+    ("pytorch_model.bin", "config.json"),
+    ("pytorch_model.bin.index.json", "config.json"),
+    ("open_clip_model.safetensors", "open_clip_config.json"),
+    ("open_clip_pytorch_model.bin", "open_clip_config.json"),
+)
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
+_SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
+_WRAPPERS = ("model", "state_dict", "model_state_dict")
+_FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file or folder holds.
+
+    Attributes:
+        tensors: floating tensors in float32, all others as stored.
+        config_json: the configuration file beside the weights, where there is one.
+        path: as given by the caller.
+        format: "safetensors", "torch" or "torchscript".
+        sha256: of the weights' bytes, shards one after another in the order of their names.
+        dtypes: as stored, by key, in numpy's names.
+    """
+
+    tensors: dict[str, np.ndarray]
+    config_json: dict[str, Any] | None
+    path: Path
+    format: str
+    sha256: str
+    dtypes: dict[str, str]
+
+
+def read_tensors(path: str | Path) -> Checkpoint:
+    """Read a weights file, or a folder in the layout of Hugging Face or OpenCLIP.
+
+    A wrapper around the state dict (``{"model": ...}``) and a ``module.`` prefix are taken off.
+
+    Raises:
+        SammiError: nothing there, not a checkpoint, cut short, or a pickle that needs code.
+    """
+    path = Path(path).expanduser()
+    files, config = _locate(path)
+    config_json = read_json(config) if config else None
+    tensors: dict[str, np.ndarray] = {}
+    dtypes: dict[str, str] = {}
+    digest, kind = hashlib.sha256(), ""
+    for file in files:
+        _refuse_other_content(file)
+        kind, values = _read_file(file)
+        for key, value in values:
+            dtypes[key] = value.dtype.name
+            tensors[key] = _as_float32(value, file, key)
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    if not tensors:
+        raise SammiError(f"{path}: holds no tensors; give a file with weights")
+    return Checkpoint(tensors, config_json, path, kind, digest.hexdigest(), dtypes)
+
+
+def _locate(path: Path) -> tuple[list[Path], Path | None]:
+    """The weights files of ``path`` and the configuration that belongs to them."""
+    if path.is_dir():
+        for name, config in _FOLDER_FILES:
+            if (path / name).exists():
+                files = _shards(path / name) if name.endswith(".index.json") else [path / name]
+                return files, _existing(path / config)
+        loose = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)
+        mend = f"give the file itself, {path / loose[0]}" if loose else "give a checkpoint"
+        raise SammiError(f"{path}: a folder without {_FOLDER_FILES[0][0]} or its like; {mend}")
+    if not path.exists():
+        raise SammiError(f"{path}: no such file or folder")
+    if path.suffix not in _SUFFIXES:
+        raise SammiError(f"{path}: not a checkpoint; expected a folder or {', '.join(_SUFFIXES)}")
+    beside = dict(_FOLDER_FILES).get(path.name)
+    config = _existing(path.with_suffix(".json"))
+    return [path], config or (_existing(path.with_name(beside)) if beside else None)
+
+
+def _existing(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _shards(index: Path) -> list[Path]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise SammiError(f"{index}: has no weight_map; download it again")
+    files = [index.with_name(name) for name in sorted(set(names.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise SammiError(f"{index}: names {missing[0]}, which is not there; download it again")
+    return files
+
+
+def _refuse_other_content(file: Path) -> None:
+    """Say what a download gave instead of the weights."""
+    if not file.is_file():
+        raise SammiError(f"{file}: not a file")
+    with file.open("rb") as stream:
+        head = stream.read(512).lstrip()
+    if not head:
+        raise SammiError(f"{file}: empty; download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise SammiError(f"{file}: a git-lfs pointer, not the weights; run 'git lfs pull'")
+    if head[:15].lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise SammiError(f"{file}: a web page, not the weights; download it again")
+
+
+def _read_file(file: Path) -> tuple[str, Iterator[tuple[str, np.ndarray]]]:
+    if file.suffix == ".safetensors":
+        return "safetensors", _read_safetensors(file)
+    if _is_torchscript(file):
+        return "torchscript", _read_torchscript(file)
+    return "torch", _read_pickle(file)
+
+
+def _as_float32(value: np.ndarray, file: Path, key: str) -> np.ndarray:
+    if value.dtype in _FLOATS:
+        return value.astype(np.float32, copy=False)
+    if value.dtype.kind in "iub":
+        return value
+    raise SammiError(f"{file}: {key} is stored as {value.dtype}; only plain floats are understood")
+
+
+def _damaged(file: Path, error: BaseException) -> SammiError:
+    """The error for a file whose content does not hold together."""
+    return SammiError(f"{file}: damaged or cut short ({one_line(error)}); download it again")
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    try:
+        with safe_open(file, "numpy") as tensors:
+            for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
+                yield key, tensors.get_tensor(key)
+    except (SafetensorError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
+
+
+def _is_torchscript(file: Path) -> bool:
+    if not zipfile.is_zipfile(file):
+        return False
+    with zipfile.ZipFile(file) as archive:
+        names = archive.namelist()
+    return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
+
+
+def _torch(file: Path) -> Any:
+    try:
+        return importlib.import_module("torch")
+    except ImportError as error:
+        raise SammiError(
+            f'{file}: needs PyTorch to be opened; pip install "sammi_jax[convert]"'
+        ) from error
+
+
+def _read_torchscript(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    torch = _torch(file)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; OpenAI's files are not
+            state = torch.jit.load(str(file), map_location="cpu").state_dict()
+    except Exception as error:  # torch raises whatever the broken part happened to give
+        raise _damaged(file, error) from error
+    yield from _state_dict(state, file, torch)
+
+
+def _read_pickle(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    torch = _torch(file)
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            state = torch.load(
+                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+            )
+    except pickle.UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        if name is None:
+            raise _damaged(file, error) from error
+        raise SammiError(
+            f"{file}: the pickle asks for {name[1]}, and code in checkpoints is never run; "
+            "save the bare state dict (or safetensors) and convert that"
+        ) from error
+    except Exception as error:  # torch raises whatever the broken part happened to give
+        raise _damaged(file, error) from error
+    yield from _state_dict(state, file, torch)
+
+
+def _numpy_globals() -> list[Any]:
+    """What numpy arrays in a pickle need: constructors of arrays, under numpy 1's and 2's names."""
+    multiarray = importlib.import_module("numpy._core.multiarray")
+    functions = [multiarray._reconstruct, multiarray.scalar]
+    old_names = [(f, f"numpy.core.multiarray.{f.__name__}") for f in functions]
+    types = [type(np.dtype(name)) for name in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
+    encode = importlib.import_module("_codecs").encode  # pickle's way to store bytes
+    return [*functions, *old_names, np.ndarray, np.dtype, *types, encode]
+
+
+def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a loaded object, its wrapper and ``module.`` prefix taken off."""
+    if isinstance(state, Mapping):
+        state = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), state)
+    if not isinstance(state, Mapping) or not state:
+        raise SammiError(f"{file}: holds no state dict but {type(state).__name__}")
+    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""
+    for key, value in state.items():
+        name = str(key).removeprefix(prefix)
+        if isinstance(value, torch.Tensor):
+            yield name, _tensor_to_numpy(value, file, name, torch)
+        elif isinstance(value, np.ndarray | np.generic | numbers.Number):
+            yield name, np.asarray(value)
+        else:
+            raise SammiError(
+                f"{file}: {name} is a {type(value).__name__}, not a tensor; "
+                f"a state dict is looked for at the top or under {', '.join(_WRAPPERS)}"
+            )
+
+
+def _tensor_to_numpy(tensor: Any, file: Path, key: str, torch: Any) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    try:
+        if tensor.dtype == torch.bfloat16:  # numpy has none of its own: the same 16 bits
+            return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+        return tensor.numpy()
+    except (TypeError, RuntimeError) as error:
+        raise SammiError(f"{file}: {key} is no plain tensor ({one_line(error)})") from error

@@ -1,0 +1,43 @@
+"""Random numbers that are the same everywhere: raw Philox words, turned into integers by hand.
+
+A block belongs to (seed, stream, index) alone, so nothing depends on the order of calls, on worker
+counts or on the policy of numpy's ``Generator``. No floating point is used anywhere in OpenShapes:
+a different libm cannot flip a pixel.
+"""
+
+import numpy as np
+
+from sammi_jax.errors import SammiError
+from sammi_jax.typing import Int, NpArray, UInt8
+
+# The third counter word. Scenes of the splits, single-object images and the banks never share words.
+STREAMS = {"train": 0, "val_seen": 1, "val_unseen": 2, "captions": 3, "banks": 4, "points": 5}
+_WORD = 1 << 64
+
+
+def raw_words(seed: int, stream: str, index: int, count: int) -> Int[NpArray, " n"]:
+    """``count`` uint64 words of the block (seed, stream, index): Philox4x64-10's counter mode.
+
+    Raises:
+        SammiError: ``seed`` or ``index`` is negative or does not fit 64 bits.
+    """
+    for name, value in (("seed", seed), ("index", index)):
+        if not 0 <= value < _WORD:
+            raise SammiError(f"openshapes: {name} {value} is not in 0 .. 2^64 - 1")
+    counter = np.array([0, 0, STREAMS[stream], index], np.uint64)
+    return np.random.Philox(key=int(seed), counter=counter).random_raw(count)
+
+
+def between(word: int, low: int, high: int) -> int:
+    """A Python integer in ``low .. high``, both included, from the upper half of a raw word."""
+    return low + ((word >> 32) * (high - low + 1) >> 32)
+
+
+def chance(word: int, percent: int) -> bool:
+    """True with the given probability, from the upper half of a raw word."""
+    return between(word, 0, 99) < percent
+
+
+def bytes_of(words: Int[NpArray, " n"]) -> UInt8[NpArray, " m"]:
+    """The words as bytes, eight each, lowest first on every machine."""
+    return words.astype("<u8", copy=False).view(np.uint8)

@@ -1,0 +1,210 @@
+"""What an experiment is: frozen dataclasses, their file, and the ``--set`` overrides.
+
+A configuration file is Python that defines ``config``, a `TrainConfig`; its docstring says the
+command, the hardware, the time and the expected result. Building one touches no device.
+"""
+
+import ast
+import dataclasses
+import json
+import runpy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig, from_dict, to_dict
+from sammi_jax.errors import SammiError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from. OpenShapes is computed from indices and needs no folder."""
+
+    name: Literal["openshapes"] = "openshapes"
+    view: Literal["os48", "os168"] = "os48"  # the vocabulary of the labels
+    regime: Literal["web", "strict"] = "web"  # strict: captions withhold unseen combinations too
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with a cosine schedule to zero; defaults are CAT-Seg's (catseg.md part e)."""
+
+    peak_lr: float = 2e-4
+    warmup_steps: int = 0  # linear, from zero
+    weight_decay: float = 1e-4  # norms have none
+    b2: float = 0.999
+    clip_norm: float = 0.01  # global norm of the trainable gradients
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices as a grid: the batch is split over both axes, large parameters over ``fsdp``."""
+
+    data: int = -1  # -1: all devices that fsdp leaves
+    fsdp: int = 1
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """Base of the three tasks' configurations; ``kind`` names the task."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class CaptionConfig(TaskConfig):
+    """A CLIP learns image-text alignment, dense too (data.md 5.3, lessons 1 to 3)."""
+
+    kind: ClassVar[str] = "caption"
+    model: ClipConfig = ClipConfig()
+    init: str | None = None  # model folder of a CLIP to go on from
+    dense_weight: float = 0.5  # of the pooled dense loss
+    image_weight: float = 0.4  # of the usual loss on the class token
+    dense_scale: float = 12.0  # inverse temperature of a patch's cosine in the pooled score
+
+
+@dataclass(frozen=True)
+class PromptConfig(TaskConfig):
+    """A SAM learns point -> whole, part, subpart: its three outputs have fixed targets here."""
+
+    kind: ClassVar[str] = "prompt"
+    model: SamConfig = SamConfig()
+    init: str | None = None  # model folder of a SAM to go on from
+    points_per_image: int = 8
+    focal_weight: float = 20.0  # SAM's own 20 : 1 : 1 (arXiv 2304.02643, appendix A)
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class SegmentConfig(TaskConfig):
+    """CAT-Seg or SAM-MI learns from label maps of the seen classes."""
+
+    kind: ClassVar[str] = "segment"
+    model: SegmenterConfig = SegmenterConfig()
+    clip: str | None = None  # model folder of the CLIP to start from
+    sam: str | None = None  # model folder of the SAM to start from
+    segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
+    clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
+    num_classes: int | None = None  # classes a step: the present ones and random others; None: all
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One experiment."""
+
+    task: TaskConfig
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    mesh: MeshConfig = MeshConfig()
+    steps: int = 80_000
+    batch_size: int = 4  # over all devices
+    seed: int = 0  # of initial weights, order and sampling
+    log_every: int = 10
+    checkpoint_every: int = 5000
+    keep: int = 2  # latest checkpoints
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
+    """Run a configuration file and apply ``a.b=value`` overrides.
+
+    Raises:
+        SammiError: the file is missing, fails, or defines no `TrainConfig` named ``config``; an
+            override names no field (the nearest name is given) or has a value of another type.
+    """
+    if not Path(path).is_file():
+        raise SammiError(f"{path}: no such configuration file")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except SammiError:
+        raise
+    except Exception as error:
+        raise SammiError(f"{path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, TrainConfig):
+        raise SammiError(f"{path}: defines no TrainConfig named config")
+    for text in overrides or []:
+        config = override(config, text)
+    return config
+
+
+def override(config: C, text: str) -> C:
+    """The configuration with one field changed, given as ``a.b=value`` (Python or plain text).
+
+    Raises:
+        SammiError: not of that form, no such field, or a value of another type.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise SammiError(f"--set {text}: write it as field=value, for example optim.peak_lr=1e-4")
+    return _replace(config, path.strip().split("."), value.strip(), "")
+
+
+def _replace(config: Any, names: list[str], text: str, where: str) -> Any:
+    name, *rest = names
+    path = f"{where}.{name}" if where else name
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    if not rest:
+        return _replace_leaf(type(config), fields, name, text, where)
+    if name not in fields:
+        from_dict(type(config), {name: None}, where)  # raises, with the nearest name
+    if not dataclasses.is_dataclass(fields[name]):
+        raise SammiError(f"{path}: is {fields[name]!r}, which has no field {rest[0]}")
+    fields[name] = _replace(fields[name], rest, text, path)
+    return type(config)(**fields)
+
+
+def _replace_leaf(cls: type, fields: dict[str, Any], name: str, text: str, where: str) -> Any:
+    try:
+        return from_dict(cls, fields | {name: _literal(text)}, where)
+    except SammiError as error:
+        try:  # a text that reads as a number, for a field that holds text
+            return from_dict(cls, fields | {name: text}, where)
+        except SammiError:
+            raise error from None
+
+
+def _literal(text: str) -> Any:
+    plain = {"true": True, "false": False, "none": None}
+    if text.lower() in plain:
+        return plain[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def resolved(config: TrainConfig) -> dict[str, Any]:
+    """The experiment as JSON's types, with the name of its task."""
+    return {"kind": config.task.kind, **to_dict(config)}
+
+
+_MAY_CHANGE = ("mesh", "log_every", "checkpoint_every", "keep")
+
+
+def save_config(config: TrainConfig, workdir: Path) -> None:
+    """Write ``workdir/config.json``, or check that it holds the same experiment.
+
+    Raises:
+        SammiError: the folder belongs to another experiment (the first difference is named).
+    """
+    file, values = workdir / "config.json", resolved(config)
+    if file.is_file():
+        difference = _difference(json.loads(file.read_text()), values)
+        if difference:
+            raise SammiError(f"{workdir}: holds another experiment ({difference}); use another one")
+    workdir.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _difference(old: Any, new: Any, where: str = "") -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            path = f"{where}.{name}" if where else name
+            if path in _MAY_CHANGE:
+                continue
+            if found := _difference(old.get(name), new.get(name), path):
+                return found
+        return None
+    return None if old == new else f"{where} was {old!r} and is {new!r}"

@@ -1,0 +1,313 @@
+"""Model folders: ``config.json``, ``model.safetensors``, and ``tokenizer.json`` where there is text.
+
+The weights' names are our parameter paths (``"vision/norm_pre/scale"``); ``config.json`` is
+
+    {"format": 1, "kind": "clip" | "sam" | "catseg" | "sammi", "config": {...}, "source": {...},
+     "licence": "...", "converter": "0.1.0", "initialised": [...]}
+
+A folder is written whole or not at all. Reading checks every name, shape and dtype against the
+model that the configuration describes.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import ml_dtypes
+import numpy as np
+from flax import nnx
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig, from_dict, to_dict
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line, read_json, whole_or_nothing
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.params import abstract_params
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+
+Kind = Literal["clip", "sam", "catseg", "sammi"]
+ModelConfig = ClipConfig | SamConfig | SegmenterConfig
+
+_CONFIGS: dict[str, type[ModelConfig]] = {
+    "clip": ClipConfig,
+    "sam": SamConfig,
+    "catseg": SegmenterConfig,
+    "sammi": SegmenterConfig,
+}
+KINDS = tuple(_CONFIGS)
+DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_STORED = {  # safetensors' names
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_MAX_LISTED = 8
+
+
+class SavesTokenizer(Protocol):
+    """What `write_model` asks of a tokenizer: to write ``tokenizer.json`` into a folder."""
+
+    def save(self, folder: Path) -> Any:
+        """Write it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in the file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return int(np.prod(self.shape)) * np.dtype(DTYPES.get(self.dtype, self.dtype)).itemsize
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model folder without its weights; names, shapes and dtypes are checked."""
+
+    path: Path
+    kind: Kind
+    config: ModelConfig
+    tensors: dict[str, Stored]
+    tokenizer_path: Path | None
+    meta: dict[str, Any]  # config.json as it stands
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder in memory."""
+
+    kind: Kind
+    config: ModelConfig
+    params: dict[str, np.ndarray]  # float32 whatever the file's precision
+    tokenizer_path: Path | None
+    meta: dict[str, Any]
+
+
+def model_maker(config: ModelConfig) -> Callable[[], nnx.Module]:
+    """The constructor of the model of a configuration, for `params.abstract_params` and `build`."""
+    module = cast(
+        Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)]
+    )
+    return lambda: module(config, rngs=nnx.Rngs(0))
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether ``path`` claims to be a model folder (nothing else of it is checked)."""
+    try:
+        meta = read_json(Path(path) / CONFIG_FILE)
+    except SammiError:
+        return False
+    return "kind" in meta and "converter" in meta
+
+
+def check_destination(folder: str | Path) -> Path:
+    """The path, if a model folder can be written there.
+
+    Raises:
+        SammiError: something is there already.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_dir() and not any(folder.iterdir()):
+        return folder
+    if folder.exists() or folder.is_symlink():
+        raise SammiError(f"{folder}: exists already; name a new folder or remove it first")
+    return folder
+
+
+def write_model(
+    folder: str | Path,
+    kind: Kind,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    source: Mapping[str, Any],
+    licence: str,
+    tokenizer: SavesTokenizer | None = None,
+    dtype: str = "float32",
+    initialised: Sequence[str] = (),
+) -> Path:
+    """Write a model folder, whole or not at all, and return its absolute path.
+
+    Args:
+        folder: must not exist, or be empty.
+        kind: which model.
+        config: of the class that belongs to the kind.
+        params: every parameter of the model by path.
+        source: where the weights come from, for the record.
+        licence: of the weights.
+        tokenizer: written beside them.
+        dtype: "float32" or "bfloat16", for the floating parameters.
+        initialised: parts that no checkpoint gave.
+
+    Raises:
+        SammiError: the destination is taken, ``dtype`` is another, or parameters are missing,
+            unknown or of another shape.
+    """
+    folder = check_destination(folder)
+    if dtype not in DTYPES:
+        raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    found = {path: Stored(tuple(v.shape), np.dtype(v.dtype).name) for path, v in params.items()}
+    _check_tensors(folder, found, config)
+    meta = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": to_dict(config),
+        "source": dict(source),
+        "licence": licence,
+        "converter": _version(),
+        "initialised": list(initialised),
+    }
+    with whole_or_nothing(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        stored = {path: _to_store(value, DTYPES[dtype]) for path, value in params.items()}
+        save_file(stored, temporary / WEIGHTS_FILE)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+    return folder
+
+
+def read_model(folder: str | Path, kinds: Sequence[str] = KINDS) -> ModelFolder:
+    """Read a model folder of one of ``kinds``, its floating parameters as float32.
+
+    Raises:
+        SammiError: as `describe`.
+    """
+    found = describe(folder, kinds)
+    with _open_weights(found.path / WEIGHTS_FILE) as file:
+        params = {path: _widen(file.get_tensor(path)) for path in found.tensors}
+    return ModelFolder(found.kind, found.config, params, found.tokenizer_path, found.meta)
+
+
+def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
+    """Check a model folder without reading its weights.
+
+    Raises:
+        SammiError: not a model folder, of another kind, with a configuration that makes no model,
+            or with weights that are cut short or do not fit the configuration.
+    """
+    folder = Path(folder).expanduser()
+    meta = _read_meta(folder)
+    kind = meta.get("kind")
+    if kind not in KINDS:
+        raise SammiError(f"{folder}: kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind not in kinds:
+        raise SammiError(f"{folder}: a {kind} model folder; {' or '.join(kinds)} is needed here")
+    config = _read_config(folder / CONFIG_FILE, kind, meta.get("config"))
+    with _open_weights(folder / WEIGHTS_FILE) as file:
+        slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118
+        tensors = {
+            path: Stored(tuple(s.get_shape()), _STORED.get(s.get_dtype(), s.get_dtype()))
+            for path, s in slices.items()
+        }
+    _check_tensors(folder / WEIGHTS_FILE, tensors, config)
+    tokenizer = folder / TOKENIZER_FILE
+    return Description(
+        folder, kind, config, tensors, tokenizer if tokenizer.is_file() else None, meta
+    )
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise SammiError(f"{folder}: {what}; a model folder is made by 'sammi convert'")
+    if not (folder / CONFIG_FILE).exists():
+        raise SammiError(
+            f"{folder}: has no {CONFIG_FILE}; a model folder is made by 'sammi convert'"
+        )
+    meta = read_json(folder / CONFIG_FILE)
+    if "kind" not in meta:
+        raise SammiError(
+            f"{folder}: not a model folder (its {CONFIG_FILE} has no kind); "
+            "convert it first: sammi convert {clip,sam,catseg,sammi} SRC DST"
+        )
+    if meta.get("format") != FORMAT:
+        raise SammiError(
+            f"{folder}: format {meta.get('format')!r}, this version reads {FORMAT}; convert it again"
+        )
+    return meta
+
+
+def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:
+    try:
+        config = from_dict(_CONFIGS[kind], values)
+    except SammiError as error:
+        raise SammiError(f"{file}: {error}") from error
+    if isinstance(config, SegmenterConfig) and (config.masks is None) != (kind == "catseg"):
+        raise SammiError(f"{file}: kind {kind} does not go with masks = {config.masks}")
+    return config
+
+
+@contextmanager
+def _open_weights(file: Path) -> Iterator[Any]:
+    """The memory-mapped weights; damage found while reading becomes one line."""
+    if not file.is_file():
+        raise SammiError(f"{file}: missing; convert the model again")
+    try:
+        with safe_open(file, "numpy") as weights:
+            yield weights
+    except SafetensorError as error:
+        raise SammiError(f"{file}: damaged or cut short ({error}); convert it again") from error
+
+
+def _check_tensors(where: Path, found: Mapping[str, Stored], config: ModelConfig) -> None:
+    try:
+        expected = abstract_params(model_maker(config))
+    except SammiError as error:
+        raise SammiError(f"{where}: {error}") from error
+    except Exception as error:  # sizes that do not fit together fail anywhere in a constructor
+        raise SammiError(
+            f"{where}: its configuration makes no model ({type(error).__name__}: "
+            f"{one_line(error)})"
+        ) from error
+    wrong = [f"missing {path}" for path in expected if path not in found]
+    wrong += [f"unknown {path}" for path in found if path not in expected]
+    for path, want in expected.items():
+        if path in found and found[path].shape != want.shape:
+            wrong.append(f"{path} has shape {found[path].shape}, not {want.shape}")
+        elif path in found and not _fits(found[path].dtype, want.dtype.name):
+            wrong.append(f"{path} is {found[path].dtype}, not {want.dtype.name}")
+    if wrong:
+        more = f" and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
+        raise SammiError(
+            f"{where}: does not fit its configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}"
+        )
+
+
+def _fits(stored: str, wanted: str) -> bool:
+    return stored in DTYPES if wanted == "float32" else stored == wanted
+
+
+def _to_store(value: Any, dtype: np.dtype) -> np.ndarray:
+    """C order, always: safetensors writes the bytes of other layouts as they lie, scrambled."""
+    value = np.asarray(value)
+    return np.ascontiguousarray(value, dtype if value.dtype == np.float32 else value.dtype).reshape(
+        value.shape
+    )
+
+
+def _widen(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == ml_dtypes.bfloat16 else value
+
+
+def _version() -> str:
+    try:
+        return metadata.version("sammi_jax")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -1,0 +1,126 @@
+"""From prepared pixels to class probabilities, on the device (catseg.md part f; method.md part 8).
+
+All functions are pure and meant to run inside one `jax.jit`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from sammi_jax.config import SegmenterConfig
+from sammi_jax.images import CLIP_MEAN, CLIP_STD, SegmenterInput
+from sammi_jax.models.sammi import (
+    MaskProposals,
+    SamInput,
+    Sammi,
+    SegmenterOutput,
+    view_layout,
+)
+from sammi_jax.ops.resize import resize
+from sammi_jax.ops.sam_image import normalize
+from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
+from sammi_jax.typing import Array, Bool, Float, Int, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities on the canvas, and the masks behind them (None for CAT-Seg)."""
+
+    probabilities: Array  # [b, t, O, O] in [0, 1]; 0 for padded classes
+    proposals: MaskProposals | None
+
+
+def clip_views(images: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b s s 3"]:
+    """CLIP's normalisation of RGB 0..255, then the bilinear resize to its input side."""
+    return resize((images - CLIP_MEAN) / CLIP_STD, (side, side))
+
+
+def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> SamInput:
+    """SAM's normalisation of padded uint8 RGB; the padding stays zero."""
+    return SamInput(normalize(images.astype(jnp.float32), sizes), sizes)
+
+
+def forward_crops(
+    model: Sammi,
+    images: Float[Array, "b s s 3"],
+    token_ids: Int[Array, "t p l"],
+    class_mask: Bool[Array, " t"],
+    pooling_size: int,
+) -> SegmenterOutput:
+    """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM."""
+    config = model.config
+    sam_input = None
+    if config.masks is not None:
+        side = config.masks.sam.image_size
+        sizes = jnp.full((images.shape[0], 2), float(side))
+        sam_input = SamInput(normalize(resize(images, (side, side)), sizes), sizes)
+    return model(
+        clip_views(images, config.clip_size)[:, None],
+        sam_input,
+        model.encode_text(token_ids),
+        class_mask,
+        layout=ViewLayout(config.aggregator.grid_size),
+        pooling_size=pooling_size,
+    )
+
+
+def forward_input(
+    model: Sammi,
+    inputs: SegmenterInput,
+    text_features: Float[Array, "t p d"],
+    class_mask: Bool[Array, " t"],
+) -> SegmenterOutput:
+    """Logits of every view of whole images: four windows and the global view, or one view."""
+    config, layout = model.config, view_layout(model.config)
+    views = inputs.canvas[:, None]
+    if layout.has_global_view:
+        windows = cut_windows(inputs.canvas, layout, config.crop_size // layout.window)
+        views = jnp.concatenate([windows, inputs.overview[:, None]], axis=1)
+    sam_input = None
+    if config.masks is not None:
+        sam_input = sam_views(inputs.sam_image, inputs.sam_size)
+    return model(
+        clip_views(views, config.clip_size),
+        sam_input,
+        text_features,
+        class_mask,
+        layout=layout,
+        pooling_size=1,  # training pools the class attention, evaluation does not
+    )
+
+
+def predict(
+    model: Sammi,
+    inputs: SegmenterInput,
+    text_features: Float[Array, "t p d"],
+    class_mask: Bool[Array, " t"],
+) -> Prediction:
+    """Class probabilities on the canvas; every class is judged for itself (sigmoid).
+
+    With windows each view's logits are resized to the crop before the sigmoid; a single view's
+    are not resized (CAT-Seg's plain mode applies the sigmoid first; catseg.md part f).
+    """
+    config, layout = model.config, view_layout(model.config)
+    output = forward_input(model, inputs, text_features, class_mask)
+    probabilities = blend(output.logits, config, layout)
+    return Prediction(probabilities, output.proposals)
+
+
+def blend(
+    logits: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t o o"]:
+    """Class probabilities on the canvas from every view's logits."""
+    maps = rearrange(logits, "b v t h w -> b v h w t")
+    if layout.has_global_view:
+        maps = resize(maps, (config.crop_size, config.crop_size))
+    return rearrange(stitch(jax.nn.sigmoid(maps), layout), "b h w t -> b t h w")
+
+
+def resize_scores(
+    probabilities: Float[Array, "*b t h w"], size: tuple[int, int]
+) -> Float[Array, "*b t h2 w2"]:
+    """Bilinear resize of class maps to the image's (height, width)."""
+    return resize(probabilities[..., None], size)[..., 0]

@@ -1,0 +1,161 @@
+"""Attention across classes at every location, guided by the class names' text features.
+
+Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py
+(``ClassTransformerLayer``, ``LinearAttention``, ``FullAttention``); catseg.md part c.
+CAT-Seg pads the class axis to 256 with copies of one learnt token and one learnt guidance vector,
+which act as unmasked keys. There is no output projection, un-pooling uses ``align_corners=True``,
+and the result, which holds its own residual, is added to the input once more.
+Deviations: since all padding slots are equal, at every location and in every image, they enter as
+one key and value counted ``num_padding`` times; slots of absent classes are left out and counted
+as padding. Equal to the reference up to rounding, at the cost of the real classes only.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, reduce, repeat
+from flax import nnx
+
+from sammi_jax.layers.attention import MASKED, dot_product_attention
+from sammi_jax.layers.basic import Mlp, layer_norm, linear
+from sammi_jax.layers.guided import guided_linear
+from sammi_jax.ops.resize import resize
+from sammi_jax.typing import Array, Bool, Float, Int
+
+MLP_RATIO = 4
+EPS = 1e-6
+
+
+def _linear_attention(query, key, value, class_mask, padding_key, padding_value, num_padding):
+    """Attention with the feature map ``elu + 1``; its cost is linear in the classes.
+
+    The reference divides the values by their number and multiplies the result by it (for float16);
+    that cancels and is left out.
+    """
+    query, key, padding_key = (jax.nn.elu(a) + 1.0 for a in (query, key, padding_key))
+    key = key * class_mask[:, :, None, None, None, None]
+    count = num_padding.astype(key.dtype)
+    padding_sum = jnp.einsum("b,nd,ne->bnde", count, padding_key, padding_value)
+    key_value = jnp.einsum("bthwnd,bthwne->bhwnde", key, value) + padding_sum[:, None, None]
+    key_sum = jnp.sum(key, axis=1) + jnp.einsum("b,nd->bnd", count, padding_key)[:, None, None]
+    total = jnp.einsum("bthwnd,bhwnd->bthwn", query, key_sum)
+    return jnp.einsum("bthwnd,bhwnde->bthwne", query, key_value) / (total + EPS)[..., None]
+
+
+def _full_attention(query, key, value, class_mask, padding_key, padding_value, num_padding):
+    """Softmax attention; one key counted n times is one key whose score is larger by log n."""
+    batch, _, height, width = query.shape[:4]
+    query, key, value = (
+        rearrange(a, "b t h w n d -> b h w n t d") for a in (query, key, value)
+    )
+    append = lambda a, last: jnp.concatenate(  # noqa: E731
+        [a, repeat(last, "n d -> b h w n 1 d", b=batch, h=height, w=width)], axis=-2
+    )
+    counts = jnp.concatenate([class_mask, num_padding[:, None]], axis=1).astype(jnp.float32)
+    bias = jnp.where(counts > 0, jnp.log(jnp.maximum(counts, 1.0)), MASKED)
+    heads = dot_product_attention(
+        query,
+        append(key, padding_key),
+        append(value, padding_value),
+        bias=bias[:, None, None, None, None, :],
+    )
+    return rearrange(heads, "b h w n t d -> b t h w n d")
+
+
+ATTENTION = {"linear": _linear_attention, "full": _full_attention}
+
+
+class GuidedAttention(nnx.Module):
+    """Attention across classes with queries and keys guided by text; no output projection."""
+
+    def __init__(
+        self,
+        dim: int,
+        text_dim: int,
+        num_heads: int,
+        attention: Literal["linear", "full"],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.kind = attention
+        self.query = linear(dim + text_dim, dim, rngs=rngs)
+        self.key = linear(dim + text_dim, dim, rngs=rngs)
+        self.value = linear(dim, dim, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        text: Float[Array, "#b t d"],
+        class_mask: Bool[Array, "b t"],
+        padding_token: Float[Array, " c"],
+        padding_guidance: Float[Array, " d"],
+        num_padding: Int[Array, " b"],
+    ) -> Float[Array, "b t h w c"]:
+        """Attend over ``t`` at each location; ``padding_token`` is normed like ``x``."""
+        split = lambda a: rearrange(a, "... (n d) -> ... n d", n=self.num_heads)  # noqa: E731
+        guidance = text[:, :, None, None]
+        heads = ATTENTION[self.kind](
+            split(guided_linear(self.query, x, guidance)),
+            split(guided_linear(self.key, x, guidance)),
+            split(self.value(x)),
+            class_mask,
+            split(guided_linear(self.key, padding_token, padding_guidance)),
+            split(self.value(padding_token)),
+            num_padding,
+        )
+        return rearrange(heads, "... n d -> ... (n d)")
+
+
+class ClassAggregation(nnx.Module):
+    """Pooling, attention across classes, MLP, un-pooling; the class part of one layer."""
+
+    def __init__(
+        self,
+        dim: int,
+        text_dim: int,
+        num_heads: int,
+        attention: Literal["linear", "full"],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.padding_token = nnx.Param(jnp.zeros(dim))
+        self.padding_guidance = nnx.Param(jnp.zeros(text_dim))
+        self.norm1 = layer_norm(dim, eps=1e-5, rngs=rngs)
+        self.attention = GuidedAttention(dim, text_dim, num_heads, attention, rngs=rngs)
+        self.norm2 = layer_norm(dim, eps=1e-5, rngs=rngs)
+        self.mlp = Mlp(dim, MLP_RATIO * dim, activation="relu", rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t h w c"],
+        text: Float[Array, "#b t d"],
+        class_mask: Bool[Array, "b t"],
+        num_padding: Int[Array, " b"],
+        pooling_size: int,
+    ) -> Float[Array, "b t h w c"]:
+        """Aggregate over classes.
+
+        Args:
+            x: one map a class.
+            text: projected text guidance, of all images (b = 1) or of each one's classes.
+            class_mask: False where a slot holds no class; what comes out there is meaningless.
+            num_padding: how many padding slots CAT-Seg would attend to.
+            pooling_size: side of the average pooling (rows and columns left over are dropped).
+        """
+        height, width = x.shape[2:4]
+        p = pooling_size
+        pooled = x[:, :, : height // p * p, : width // p * p]
+        pooled = reduce(pooled, "b t (h p) (w q) c -> b t h w c", "mean", p=p, q=p)
+        pooled = pooled + self.attention(
+            self.norm1(pooled),
+            text,
+            class_mask,
+            self.norm1(self.padding_token[...]),
+            self.padding_guidance[...],
+            num_padding,
+        )
+        pooled = pooled + self.mlp(self.norm2(pooled))
+        # The residual inside `pooled` comes on top of this one: the reference adds it twice.
+        return x + resize(pooled, (height, width), "bilinear", align_corners=True)

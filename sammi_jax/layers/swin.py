@@ -1,0 +1,114 @@
+"""Pair of guided window-attention blocks: plain windows, then shifted windows.
+
+Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py
+(``WindowAttention``, ``SwinTransformerBlock``, ``SwinTransformerBlockWrapper``); catseg.md part c.
+Queries and keys read the features and the appearance guidance, values the features only. There is
+no relative position bias, and tokens that are strangers in a shifted window are kept apart by
+adding -100, not minus infinity.
+Deviations: tokens stay in window order for the whole block (norms and MLP act on each token), and
+the guidance is projected once an image instead of once a class: equal up to rounding.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from sammi_jax.layers.attention import dot_product_attention
+from sammi_jax.layers.basic import Mlp, layer_norm, linear
+from sammi_jax.layers.guided import guided_linear
+from sammi_jax.ops.windows import shifted_window_mask, window_merge, window_partition
+from sammi_jax.typing import Array, Float
+
+STRANGER_BIAS = -100.0
+MLP_RATIO = 4
+
+
+class WindowAttention(nnx.Module):
+    """Softmax attention within each window, guided in queries and keys."""
+
+    def __init__(self, dim: int, guidance_dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.query = linear(dim + guidance_dim, dim, rngs=rngs)
+        self.key = linear(dim + guidance_dim, dim, rngs=rngs)
+        self.value = linear(dim, dim, rngs=rngs)
+        self.out = linear(dim, dim, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t n m c"],
+        guidance: Float[Array, "b 1 n m g"],
+        bias: Float[Array, "n m m"] | None = None,
+    ) -> Float[Array, "b t n m c"]:
+        """Attend among the ``m`` tokens of each of ``n`` windows; ``bias`` is added to the scores."""
+        split = lambda y: rearrange(y, "... m (h d) -> ... h m d", h=self.num_heads)  # noqa: E731
+        heads = dot_product_attention(
+            split(guided_linear(self.query, x, guidance)),
+            split(guided_linear(self.key, x, guidance)),
+            split(self.value(x)),
+            bias=None if bias is None else bias[:, None],
+        )
+        return self.out(rearrange(heads, "... h m d -> ... m (h d)"))
+
+
+class SwinBlock(nnx.Module):
+    """Window attention and MLP, each with a residual; windows are shifted if ``shifted``."""
+
+    def __init__(
+        self,
+        dim: int,
+        guidance_dim: int,
+        num_heads: int,
+        window: int,
+        *,
+        shifted: bool,
+        rngs: nnx.Rngs,
+    ):
+        self.window = window
+        self.shifted = shifted
+        self.norm1 = layer_norm(dim, eps=1e-5, rngs=rngs)
+        self.attention = WindowAttention(dim, guidance_dim, num_heads, rngs=rngs)
+        self.norm2 = layer_norm(dim, eps=1e-5, rngs=rngs)
+        self.mlp = Mlp(dim, MLP_RATIO * dim, activation="gelu", rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], guidance: Float[Array, "b h w g"]
+    ) -> Float[Array, "b t h w c"]:
+        """Transform each class's map; ``guidance`` (already normed) is shared by the classes."""
+        height, width = x.shape[2:4]
+        # A window that covers the shorter side is that side, and shifting it would be pointless.
+        window = min(self.window, height, width)
+        shift = window // 2 if self.shifted and window < min(height, width) else 0
+        bias = None
+        if shift:
+            strangers = shifted_window_mask(height, width, window, shift)
+            bias = jnp.asarray(np.where(strangers, STRANGER_BIAS, 0.0), jnp.float32)
+        tokens = window_partition(x, window, shift)
+        shared = window_partition(guidance, window, shift)[:, None]
+        tokens = tokens + self.attention(self.norm1(tokens), shared, bias)
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return window_merge(tokens, (height, width), shift)
+
+
+class SpatialAggregation(nnx.Module):
+    """Both blocks of one layer, each class's map on its own, guided by the image's appearance."""
+
+    def __init__(
+        self, dim: int, guidance_dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs
+    ):
+        self.guidance_norm = layer_norm(guidance_dim, eps=1e-5, rngs=rngs)
+        self.blocks = nnx.List(
+            [
+                SwinBlock(dim, guidance_dim, num_heads, window, shifted=shifted, rngs=rngs)
+                for shifted in (False, True)
+            ]
+        )
+
+    def __call__(
+        self, x: Float[Array, "b t h w c"], appearance: Float[Array, "b h w g"]
+    ) -> Float[Array, "b t h w c"]:
+        """Aggregate over space; ``appearance`` is the projected guidance, not yet normed."""
+        guidance = self.guidance_norm(appearance)
+        for block in self.blocks:
+            x = block(x, guidance)
+        return x

@@ -1,0 +1,186 @@
+"""Text-guided Sparse Point Prompter (TSPP): where to prompt SAM (docs/method.md section 2).
+
+The paper (https://arxiv.org/abs/2511.20027) says: two linear projection heads, sparse points in
+place of SAM's dense grid, two assumptions. The start of the heads, the score, the suppression, the
+auxiliary loss and its scalar bias are [ours].
+
+Two readings of docs/method.md: the 3 x 3 neighbourhood of a cell holds the cell itself and, at the
+border, only cells that exist; the label map at grid resolution is the share of each class among a
+cell's pixels that are not ignored.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from sammi_jax.config import TsppConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.ops.cosine import l2_normalize
+from sammi_jax.ops.masks import box_mean
+from sammi_jax.typing import Array, Bool, Float, Int
+
+NEIGHBOURHOOD = 3  # side of the square over which a region must agree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PointPrompts:
+    """A fixed number of points on the cost map's grid."""
+
+    cells: Array  # [b, k, 2] float32 (x, y) of cell centres in cells: column + 0.5, row + 0.5
+    valid: Array  # [b, k] bool
+    scores: Array  # [b, k] float32 in [0, 1], descending
+
+
+class Tspp(nnx.Module):
+    """Two projection heads that start equal and with orthonormal rows or columns.
+
+    Before training the class logits are thus CLIP's own similarity, scaled: exactly where
+    ``config.dim >= embed_dim``, else up to the error of a random projection.
+    """
+
+    def __init__(self, config: TsppConfig, embed_dim: int, *, rngs: nnx.Rngs):
+        shape = (embed_dim, config.dim)
+        start = nnx.initializers.orthogonal()(rngs.params(), shape, jnp.float32)
+        self.visual, self.textual = (
+            nnx.Linear(
+                *shape, use_bias=False, kernel_init=lambda *_, **__: jnp.array(start), rngs=rngs
+            )
+            for _ in range(2)
+        )
+        self.log_scale = nnx.Param(jnp.asarray(math.log(config.scale), jnp.float32))
+        # [ours] For `tspp_loss` only: the same for all classes, it cannot move the distribution
+        # over classes, but it lets each class's own probability be calibrated.
+        self.bias = nnx.Param(jnp.zeros((), jnp.float32))
+
+    def class_logits(
+        self, features: Float[Array, "b h w d"], text_features: Float[Array, "t p d"]
+    ) -> Float[Array, "b h w t"]:
+        """``scale * cos`` of projected cells and classes, without the bias of the loss.
+
+        The templates of a class are averaged as unit vectors. No gradient leaves the heads.
+
+        Args:
+            features: F_l, dense CLIP features of any length.
+            text_features: F_t, of any length.
+        """
+        features, text_features = jax.lax.stop_gradient((features, text_features))
+        classes = l2_normalize(text_features).mean(axis=1)
+        visual = l2_normalize(self.visual(features))
+        textual = l2_normalize(self.textual(classes))
+        return jnp.exp(self.log_scale[...]) * jnp.einsum("bhwd,td->bhwt", visual, textual)
+
+
+def class_distribution(
+    logits: Float[Array, "b h w t"], class_mask: Bool[Array, " t"]
+) -> Float[Array, "b h w t"]:
+    """Softmax over the classes that ``class_mask`` names, in float32; the others get 0."""
+    return jax.nn.softmax(logits.astype(jnp.float32), axis=-1, where=class_mask)
+
+
+def sample_points(
+    distribution: Float[Array, "b h w t"], num_points: int, min_score: float, sigma: float
+) -> PointPrompts:
+    """Choose points one after the other, each with the best score that is left. No gradient.
+
+    A cell's score is its largest class probability times its mean inner product with its 3 x 3
+    neighbourhood: high inside a region. A chosen cell gets 0 and lowers the others by their
+    likeness to it and their nearness, so that one region gives one point (docs/method.md 2).
+
+    Args:
+        distribution: class probabilities A of every cell.
+        num_points: slots K, static.
+        min_score: a point with a lower score is not valid; nor are those after it.
+        sigma: radius of the suppression in cells.
+    """
+    _, height, width, _ = distribution.shape
+    distribution = jax.lax.stop_gradient(distribution).astype(jnp.float32)
+    unit = rearrange(l2_normalize(distribution), "b h w t -> b (h w) t")
+    rows, columns = jnp.divmod(jnp.arange(height * width), width)
+    centres = jnp.stack([columns, rows], axis=-1) + 0.5  # (x, y)
+
+    def choose(score: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
+        best = jnp.argmax(score, axis=-1)  # [b]
+        value = jnp.max(score, axis=-1)
+        chosen = jnp.take_along_axis(unit, best[:, None, None], axis=1)[:, 0]
+        alike = jnp.einsum("bpt,bt->bp", unit, chosen, precision="highest")
+        distance = jnp.sum(jnp.square(centres - centres[best][:, None]), axis=-1)
+        score = score * (1.0 - alike * jnp.exp(-distance / (2.0 * sigma**2)))
+        return jnp.where(jnp.arange(height * width) == best[:, None], 0.0, score), (best, value)
+
+    score = rearrange(_interior_score(distribution), "b h w -> b (h w)")
+    _, (best, value) = jax.lax.scan(choose, score, None, length=num_points)
+    best, value = best.T, value.T
+    return PointPrompts(cells=centres[best], valid=value >= min_score, scores=value)
+
+
+def _interior_score(distribution: Float[Array, "b h w t"]) -> Float[Array, "b h w"]:
+    """``max_t A(p, t) * mean_q <A(p), A(q)>``: the mean of products is one with the mean A."""
+    around = box_mean(distribution, NEIGHBOURHOOD)
+    return distribution.max(axis=-1) * jnp.sum(distribution * around, axis=-1)
+
+
+def grid_points(num_per_side: int, grid_size: int, *, batch: int) -> PointPrompts:
+    """The plain grid, ``num_per_side`` squared points row by row, all valid (the ablation).
+
+    The points are the centres of equal squares (segment_anything/utils/amg.py
+    ``build_point_grid``), in cells of a cost map of side ``grid_size``.
+    """
+    ticks = (jnp.arange(num_per_side) + 0.5) * (grid_size / num_per_side)
+    y, x = jnp.meshgrid(ticks, ticks, indexing="ij")
+    cells = jnp.stack([x.ravel(), y.ravel()], axis=-1)
+    shape = (batch, num_per_side**2)
+    return PointPrompts(
+        cells=jnp.broadcast_to(cells, (*shape, 2)),
+        valid=jnp.ones(shape, bool),
+        scores=jnp.ones(shape, jnp.float32),
+    )
+
+
+def tspp_loss(
+    logits: Float[Array, "b h w t"],
+    labels: Int[Array, "b h2 w2"],
+    class_mask: Bool[Array, " t"],
+    ignore_label: int,
+) -> Float[Array, ""]:
+    """Binary cross-entropy of every class against its share of each cell's pixels.
+
+    A cell weighs as much as its pixels that are not ignored; the mean is over cells and over the
+    classes in ``class_mask``, and 0 where every pixel is ignored.
+
+    Args:
+        logits: ``Tspp.class_logits`` plus ``Tspp.bias``.
+        labels: class indices; another value than ``ignore_label`` outside [0, t) means no class.
+        class_mask: False for classes that only pad the axis.
+        ignore_label: label of pixels that do not count.
+
+    Raises:
+        SammiError: the label map's sides are not multiples of the grid's.
+    """
+    target, weight = _cell_targets(labels, logits.shape, ignore_label)
+    logits = logits.astype(jnp.float32)
+    loss = jax.nn.softplus(logits) - logits * target
+    weight = weight[..., None] * class_mask
+    return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
+
+
+def _cell_targets(
+    labels: Int[Array, "b h2 w2"], shape: tuple[int, ...], ignore_label: int
+) -> tuple[Float[Array, "b h w t"], Float[Array, "b h w"]]:
+    """Each class's share of a cell's counted pixels, and the share of pixels that count."""
+    _, height, width, num_classes = shape
+    if labels.shape[1] % height or labels.shape[2] % width:
+        raise SammiError(
+            f"labels of {labels.shape[1]} x {labels.shape[2]} pixels do not fill the grid of "
+            f"{height} x {width} cells evenly: use a multiple of it"
+        )
+    pixels = rearrange(labels, "b (h i) (w j) -> b h w (i j)", h=height, w=width)
+    counted = jnp.sum(pixels != ignore_label, axis=-1)
+    # The comparison fuses into the sum: no [pixels, classes] array is made.
+    one_hot = (pixels[..., None] == jnp.arange(num_classes)) & (pixels != ignore_label)[..., None]
+    target = one_hot.sum(axis=-2) / jnp.maximum(counted, 1)[..., None]
+    return target, counted / pixels.shape[-1]

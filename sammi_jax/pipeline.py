@@ -1,0 +1,241 @@
+"""What users hold in their hands: model folders loaded, with text and pictures in and out.
+
+`load` gives a `Segmenter`, `load_clip` a `ClipModel`, `load_sam` a `SamModel`
+(docs/python.md has examples).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from sammi_jax import inference
+from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.folder import ModelFolder, read_model
+from sammi_jax.images import (
+    SegmenterInput,
+    load_image,
+    resize_short_side,
+    segmenter_input,
+)
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.params import build
+from sammi_jax.segmentation import Segmentation
+from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.text.vocabulary import check_class_names, prompts
+from sammi_jax.typing import Array, Float, Int, NpArray
+
+_CLASS_BUCKET = 8  # the class axis is padded to a multiple, so that few programs are compiled
+
+
+class _Compiled:
+    """A module split once, whose methods run under `jax.jit`."""
+
+    def __init__(self, module: nnx.Module):
+        self._graphdef, self._state = nnx.split(module)
+        self._jitted = jax.jit(self._call, static_argnums=(0,), static_argnames=("multimask",))
+
+    def _call(self, method: str, state: nnx.State, *args, **kwargs):
+        return getattr(nnx.merge(self._graphdef, state), method)(*args, **kwargs)
+
+    def __call__(self, method: str, *args, **kwargs):
+        return self._jitted(method, self._state, *args, **kwargs)
+
+
+def _read(folder: str | Path, *kinds: str) -> ModelFolder:
+    model = read_model(folder)
+    if model.kind not in kinds:
+        raise SammiError(
+            f"{folder}: holds a {model.kind} model, not {' or '.join(kinds)}; "
+            f"give another folder or convert with: sammi convert {kinds[-1]} SRC DST"
+        )
+    return model
+
+
+def _tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
+    if model.tokenizer_path is None:
+        raise SammiError(
+            f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer "
+            "(a folder with tokenizer.json, vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz)"
+        )
+    return Tokenizer.from_folder(model.tokenizer_path.parent)
+
+
+class ClipModel:
+    """CLIP's towers, compiled, with the tokenizer of the model folder."""
+
+    def __init__(self, folder: str | Path):
+        self._folder = folder
+        self._model = _read(folder, "clip")
+        self.config: ClipConfig = self._model.config
+        make = lambda: Clip(self.config, rngs=nnx.Rngs(0))  # noqa: E731
+        self._run = _Compiled(build(make, self._model.params))
+
+    def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
+        """Embeddings, not normalised, of CLIP-normalised images."""
+        return self._run("encode_image", jnp.asarray(images))
+
+    def encode_dense(
+        self, images: Float[Array, "b s s 3"]
+    ) -> tuple[Float[Array, "b h w d"], tuple[Array, Array]]:
+        """Dense features in the joint space, and the two middle layers that CAT-Seg uses."""
+        return self._run("encode_dense", jnp.asarray(images))
+
+    def encode_text(self, token_ids: Int[Array, "n l"]) -> Float[Array, "n d"]:
+        """Text embeddings, not normalised."""
+        return self._run("encode_text", jnp.asarray(token_ids))
+
+    def tokenize(self, texts: Sequence[str]) -> NpArray:
+        """Token ids, int32 ``[n, context_length]``, zero padded.
+
+        Raises:
+            SammiError: the folder holds no tokenizer.
+        """
+        length = self.config.text.context_length
+        return _tokenizer(self._folder, self._model)(list(texts), length)
+
+
+class SamModel:
+    """Segment Anything, compiled. Coordinates are pixels of the padded input."""
+
+    def __init__(self, folder: str | Path):
+        model = _read(folder, "sam")
+        self.config: SamConfig = model.config
+        make = lambda: Sam(self.config, rngs=nnx.Rngs(0))  # noqa: E731
+        self._run = _Compiled(build(make, model.params))
+
+    def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
+        """Image embeddings of SAM-normalised, padded images."""
+        return self._run("encode_image", jnp.asarray(images))
+
+    def decode(
+        self,
+        embeddings: Float[Array, "b g g c"],
+        points: Float[Array, "b k 2"],
+        labels: Int[Array, "b k"],
+        *,
+        multimask: bool = True,
+    ) -> tuple[Float[Array, "b k m h w"], Float[Array, "b k m"]]:
+        """Mask logits and predicted IoU, one prompt for each point (x, y).
+
+        Labels: 1 object, 0 background, -1 padding. ``m`` is 3, or 1 with ``multimask=False``.
+        """
+        return self._run(
+            "decode",
+            embeddings,
+            jnp.asarray(points, jnp.float32),
+            jnp.asarray(labels, jnp.int32),
+            multimask=multimask,
+        )
+
+
+class Segmenter:
+    """CAT-Seg or SAM-MI: pictures and class names in, label maps out.
+
+    Text embeddings are kept for each class list that was used; the class axis is padded to a
+    multiple of 8, so that one compiled program serves several lists.
+    """
+
+    def __init__(self, folder: str | Path):
+        model = _read(folder, "catseg", "sammi")
+        self.config: SegmenterConfig = model.config
+        make = lambda: Sammi(self.config, rngs=nnx.Rngs(0))  # noqa: E731
+        self._graphdef, self._state = nnx.split(build(make, model.params))
+        self._folder, self._model = folder, model
+        self._texts: dict[tuple[str, ...], tuple[Array, Array]] = {}
+        self._encode_text = jax.jit(
+            lambda state, ids: nnx.merge(self._graphdef, state).encode_text(ids)
+        )
+        self._predict = jax.jit(
+            lambda state, *args: inference.predict(nnx.merge(self._graphdef, state), *args)
+        )
+        self._resize = jax.jit(inference.resize_scores, static_argnums=1)
+
+    def text_features(self, class_names: Sequence[str]) -> tuple[Array, Array]:
+        """Embeddings ``[t, 1, d]`` of the classes and the class mask ``[t]``, both padded.
+
+        Raises:
+            SammiError: an empty or duplicated list, or a folder without tokenizer.
+        """
+        names = tuple(check_class_names(class_names))
+        if names not in self._texts:
+            tokenizer = _tokenizer(self._folder, self._model)
+            length = self.config.clip.text.context_length
+            ids = tokenizer(prompts(names, self.config.template), length)
+            padding = -len(names) % _CLASS_BUCKET
+            ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
+            mask = jnp.arange(len(ids)) < len(names)
+            self._texts[names] = (self._encode_text(self._state, ids[:, None]), mask)
+        return self._texts[names]
+
+    def prepare(self, image: NpArray) -> SegmenterInput:
+        """One uint8 RGB image ``[H, W, 3]`` as this model wants it (host arrays, batch of one)."""
+        if self.config.sliding is not None:
+            image = resize_short_side(image)
+        return segmenter_input(image, self.config)
+
+    def predict_batch(
+        self, inputs: SegmenterInput, class_names: Sequence[str]
+    ) -> inference.Prediction:
+        """Class probabilities ``[b, t, O, O]`` on the canvas, and the mask proposals, on device."""
+        features, mask = self.text_features(class_names)
+        prediction = self._predict(self._state, inputs, features, mask)
+        probabilities = prediction.probabilities[:, : len(class_names)]
+        return inference.Prediction(probabilities, prediction.proposals)
+
+    def segment(
+        self, image: str | Path | Image.Image | NpArray, class_names: Sequence[str]
+    ) -> Segmentation:
+        """Segment one picture into the named classes.
+
+        Args:
+            image: a path, a PIL image, or uint8 RGB ``[H, W, 3]``.
+            class_names: one name a class; "a, b" are synonyms, of which the first is used.
+
+        Raises:
+            SammiError: an unreadable picture, an empty or duplicated class list, no tokenizer.
+        """
+        pixels = load_image(image)
+        prediction = self.predict_batch(self.prepare(pixels), class_names)
+        size = pixels.shape[:2]
+        scores = np.asarray(self._resize(prediction.probabilities[0], size))
+        points = masks = None
+        if prediction.proposals is not None:
+            p = jax.tree.map(lambda x: np.asarray(x[0]), prediction.proposals)
+            points = p.points[p.point_valid] * np.array([size[1], size[0]], np.float32)
+            maps = p.masks[p.valid].astype(np.float32)
+            masks = np.asarray(self._resize(maps, size)) >= 0.5
+        return Segmentation(
+            image=pixels,
+            class_names=[name.strip() for name in class_names],
+            labels=scores.argmax(axis=0).astype(np.int32),
+            scores=scores,
+            points=np.zeros((0, 2), np.float32) if points is None else points,
+            masks=np.zeros((0, *size), bool) if masks is None else masks,
+        )
+
+
+def load(folder: str | Path) -> Segmenter:
+    """Load a CAT-Seg or SAM-MI model folder.
+
+    Raises:
+        SammiError: the folder is missing, damaged, or holds another kind of model.
+    """
+    return Segmenter(folder)
+
+
+def load_clip(folder: str | Path) -> ClipModel:
+    """Load a CLIP model folder. Raises `SammiError` as `load` does."""
+    return ClipModel(folder)
+
+
+def load_sam(folder: str | Path) -> SamModel:
+    """Load a SAM model folder. Raises `SammiError` as `load` does."""
+    return SamModel(folder)

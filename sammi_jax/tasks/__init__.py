@@ -1,0 +1,1 @@
+"""The tasks that `sammi_jax.loop` trains."""

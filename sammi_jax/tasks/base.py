@@ -1,0 +1,49 @@
+"""What the training loop asks of a task. The loop knows nothing else about models or data."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+
+from sammi_jax.data.loader import Batch
+from sammi_jax.params import flat_params
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Task(ABC, Generic[M]):
+    """A model, the rule for what of it trains, its batches and its loss."""
+
+    @abstractmethod
+    def make(self, rngs: nnx.Rngs) -> M:
+        """A freshly initialised model."""
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """All parameters and buffers by path, at step 0. The same for the same seed."""
+        return flat_params(self.make(nnx.Rngs(seed)))
+
+    def is_trainable(self, path: str) -> bool:
+        """Whether the parameter trains (buffers never do)."""
+        del path
+        return True
+
+    def lr_scale(self, path: str) -> float:
+        """Factor of the learning rate of a trainable parameter."""
+        del path
+        return 1.0
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """The batch of a step, as numpy arrays; a function of the configuration and the step."""
+
+    @abstractmethod
+    def loss(
+        self, model: M, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss to minimise, and scalars for the log."""
+
+    @abstractmethod
+    def export(self, params: dict[str, Any], folder: Path) -> None:
+        """Write the trained model as a model folder, which every other command reads."""

@@ -1,0 +1,181 @@
+"""Text to CLIP's token rows, through the ``tokenizers`` library.
+
+The byte-pair encoding is that of openai/CLIP clip/simple_tokenizer.py as transformers'
+``CLIPTokenizer`` has it. Deviation from OpenAI's own: no ftfy, no HTML unescaping; class names
+hold neither broken encodings nor entities.
+"""
+
+import gzip
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+
+from sammi_jax.errors import SammiError
+from sammi_jax.typing import Int, NpArray
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+TOKENIZER_FILE = "tokenizer.json"
+BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
+
+# OpenAI's split into words: contractions, runs of letters, single digits, runs of the rest.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+_NUM_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, the first are used
+
+
+class Tokenizer:
+    """Turns texts into zero-padded rows of token ids between a start and an end token.
+
+    Any tokenizer of the ``tokenizers`` library serves whose vocabulary has ``<|startoftext|>``
+    and, as its largest id, ``<|endoftext|>`` (CLIP reads a text's feature at the largest id).
+
+    Raises:
+        SammiError: those tokens are not there.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = TOKENIZER_FILE):
+        start, end = tokenizer.token_to_id(START), tokenizer.token_to_id(END)
+        if start is None or end is None:
+            raise SammiError(f"{name}: not a CLIP tokenizer, it has no {START} or no {END}")
+        largest = max(tokenizer.get_vocab(with_added_tokens=True).values())
+        if end != largest:
+            raise SammiError(
+                f"{name}: {END} has id {end} and another token {largest}, but CLIP reads a text's "
+                "feature at the largest id"
+            )
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer, self._start, self._end = tokenizer, start, end
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> "Tokenizer":
+        """Read ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``, else OpenAI's file.
+
+        Raises:
+            SammiError: none of them is in the folder, or what is there is damaged.
+        """
+        folder = Path(path)
+        if (folder / TOKENIZER_FILE).is_file():
+            return _read(folder / TOKENIZER_FILE, _from_json)
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            return _read(folder / "vocab.json", _from_vocabulary)
+        if (folder / BPE_FILE).is_file():
+            return _read(folder / BPE_FILE, _from_openai)
+        raise SammiError(
+            f"{folder}: no tokenizer; put {TOKENIZER_FILE}, or vocab.json and merges.txt, or "
+            f"{BPE_FILE} there"
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows that the text tower's token table needs."""
+        return self._end + 1
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``tokenizer.json`` into ``folder``."""
+        self._tokenizer.save(str(Path(folder) / TOKENIZER_FILE))
+
+    def __call__(
+        self, texts: str | Sequence[str], context_length: int = 77
+    ) -> Int[NpArray, "n {context_length}"]:
+        """Token ids (int32): start, the text's, end, zeros.
+
+        A text that does not fit is cut, its end token kept last, with one warning for the call.
+
+        Raises:
+            SammiError: a text holds something that the vocabulary cannot express.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows = np.zeros((len(texts), context_length), np.int32)
+        cut = []
+        for row, text in zip(rows, texts, strict=True):
+            ids = self._encode(text)
+            if len(ids) > context_length - 2:
+                ids = ids[: context_length - 2]
+                cut.append(text)
+            row[: len(ids) + 2] = [self._start, *ids, self._end]
+        if cut:
+            warnings.warn(
+                f"longer than {context_length} tokens and therefore cut: {'; '.join(cut)}",
+                stacklevel=2,
+            )
+        return rows
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the library raises nothing narrower
+            raise SammiError(f"{text!r}: the tokenizer cannot express it ({error})") from error
+
+
+def _read(path: Path, read) -> Tokenizer:
+    try:
+        tokenizer = read(path)
+    except SammiError:
+        raise
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SammiError(f"{path}: cannot be read as a tokenizer ({reason})") from error
+    return Tokenizer(tokenizer, str(path))
+
+
+def _from_json(path: Path) -> tokenizers.Tokenizer:
+    return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
+    vocabulary = json.loads(path.read_text(encoding="utf-8"))
+    lines = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()
+    return _byte_pair(vocabulary, [line for line in lines if not line.startswith("#version")])
+
+
+def _from_openai(path: Path) -> tokenizers.Tokenizer:
+    """The file holds merges; the vocabulary is bytes, bytes ending a word, merges, specials."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        merges = file.read().splitlines()[1 : 1 + _NUM_MERGES]
+    if len(merges) < _NUM_MERGES:
+        raise SammiError(f"{path}: {len(merges)} merges of {_NUM_MERGES}: the file is cut off")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # OpenAI's order is that of code points
+    tokens = [*letters, *(letter + "</w>" for letter in letters)]
+    tokens += [merge.replace(" ", "") for merge in merges]
+    return _byte_pair({token: i for i, token in enumerate([*tokens, START, END])}, merges)
+
+
+def _byte_pair(vocabulary: dict[str, int], merges: list[str]) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding with its normalisation, word split and special tokens."""
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges if merge)]
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=pairs,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=END,
+        )
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    if START in vocabulary and END in vocabulary:  # `Tokenizer` refuses the others
+        tokenizer.add_special_tokens(
+            [AddedToken(token, normalized=False, special=True) for token in (START, END)]
+        )
+        tokenizer.post_processor = processors.RobertaProcessing(
+            (END, vocabulary[END]),
+            (START, vocabulary[START]),
+            trim_offsets=False,
+            add_prefix_space=False,
+        )
+    return tokenizer

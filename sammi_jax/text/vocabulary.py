@@ -1,0 +1,72 @@
+"""Class names: reading lists of them, synonyms, prompts."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sammi_jax.errors import SammiError
+
+
+def parse_class_list(text: str) -> list[str]:
+    """Class names from ``"cat, dog"``, or from a file with one name a line (``names.txt``).
+
+    A comma ends a name in the first form; in a file it separates synonyms (`first_synonym`).
+
+    Raises:
+        SammiError: no name, a name twice, or an unreadable file.
+    """
+    if text.strip().endswith(".txt"):
+        return read_class_file(text.strip())
+    return check_class_names(text.split(","))
+
+
+def read_class_file(path: str | Path) -> list[str]:
+    """Class names from a UTF-8 file with one name a line, synonyms after ``", "``.
+
+    Raises:
+        SammiError: no name, a name twice, or an unreadable file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SammiError(f"{path}: cannot be read as a list of class names ({error})") from error
+    return check_class_names(text.splitlines())
+
+
+def check_class_names(names: Iterable[str]) -> list[str]:
+    """The names, stripped, blank ones left out.
+
+    Names that differ only in case or spacing are the same to the tokenizer, hence duplicates.
+
+    Raises:
+        SammiError: there is no name, or a name occurs twice.
+    """
+    stripped = [name.strip() for name in names]
+    kept = [name for name in stripped if name]
+    if not kept:
+        raise SammiError('the class list is empty: name at least one class, as in "cat, dog"')
+    seen: set[str] = set()
+    twice: list[str] = []
+    for name in kept:
+        key = " ".join(name.casefold().split())
+        if key in seen and name not in twice:
+            twice.append(name)
+        seen.add(key)
+    if twice:
+        raise SammiError(f"the class list names {', '.join(twice)} more than once: name each once")
+    return kept
+
+
+def first_synonym(name: str) -> str:
+    """``"building, edifice"`` -> ``"building"``: the only synonym that CAT-Seg's prompts use."""
+    return name.split(", ")[0].strip()
+
+
+def prompts(class_names: Sequence[str], template: str) -> list[str]:
+    """``template`` with the first synonym of each name in place of its ``{}``.
+
+    Raises:
+        SammiError: the template has not exactly one ``{}``.
+    """
+    if template.count("{}") != 1:
+        raise SammiError(f"the prompt template {template!r} must hold one {{}} for the class name")
+    return [template.replace("{}", first_synonym(name)) for name in class_names]

@@ -1,0 +1,49 @@
+"""Train an experiment: ``python train.py --config configs/NAME.py --workdir DIR [--set a.b=value]``.
+
+Resumes by itself where DIR holds checkpoints; the trained model folder is DIR/model.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from sammi_jax.errors import SammiError
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line (default: the process's)."""
+    parser = argparse.ArgumentParser(description="Train an experiment; resumes by itself.")
+    parser.add_argument("--config", required=True, help="a Python file that defines `config`")
+    parser.add_argument("--workdir", required=True, type=Path, help="for checkpoints and the model")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=value",
+        help="change one field of the configuration; may be given several times",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit code."""
+    options = parse_arguments(arguments)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
+    from sammi_jax.experiment import load_config
+    from sammi_jax.loop import train
+    from sammi_jax.tasks import make_task
+
+    try:
+        config = load_config(options.config, options.set)
+        folder = train(make_task(config), config, options.workdir)
+    except SammiError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    print(f"trained model: {os.path.relpath(folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
