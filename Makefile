@@ -37,7 +37,7 @@ test: check  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n 2
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
-	$(BIN)/python -m pytest -m slow
+	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow
 
 format: $(TEST_STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

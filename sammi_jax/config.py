@@ -275,7 +275,7 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
     if (
         isinstance(hint, type)
         and isinstance(value, hint)
-        and not (hint is int and value is True | False)
+        and not (hint is int and isinstance(value, bool))
     ):
         return value
     raise SammiError(f"{path}: {value!r} is not of type {getattr(hint, '__name__', hint)}")

@@ -1,4 +1,4 @@
-"""Files as this project treats them: JSON that is checked, folders that appear whole or not at all."""
+"""Files as we treat them: checked JSON, and folders that appear whole or not at all."""
 
 import json
 import os

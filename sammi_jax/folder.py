@@ -1,4 +1,4 @@
-"""Model folders: ``config.json``, ``model.safetensors``, and ``tokenizer.json`` where there is text.
+"""Model folders: ``config.json``, ``model.safetensors``, and for text ``tokenizer.json``.
 
 The weights' names are our parameter paths (``"vision/norm_pre/scale"``); ``config.json`` is
 
@@ -10,40 +10,28 @@ model that the configuration describes.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any
 
 import ml_dtypes
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig, from_dict, to_dict
+from sammi_jax import __version__
+from sammi_jax.config import SegmenterConfig, from_dict, to_dict
 from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line, read_json, whole_or_nothing
-from sammi_jax.models.clip import Clip
-from sammi_jax.models.sam.sam import Sam
-from sammi_jax.models.sammi import Sammi
-from sammi_jax.params import abstract_params
+from sammi_jax.files import read_json, whole_or_nothing
+from sammi_jax.kinds import CONFIGS, KINDS, Kind, ModelConfig, expected_params
+from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 FORMAT = 1
-CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE = "config.json", "model.safetensors", "tokenizer.json"
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
-Kind = Literal["clip", "sam", "catseg", "sammi"]
-ModelConfig = ClipConfig | SamConfig | SegmenterConfig
-
-_CONFIGS: dict[str, type[ModelConfig]] = {
-    "clip": ClipConfig,
-    "sam": SamConfig,
-    "catseg": SegmenterConfig,
-    "sammi": SegmenterConfig,
-}
-KINDS = tuple(_CONFIGS)
 DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _STORED = {  # safetensors' names
     "F32": "float32",
@@ -56,14 +44,6 @@ _STORED = {  # safetensors' names
 _MAX_LISTED = 8
 
 
-class SavesTokenizer(Protocol):
-    """What `write_model` asks of a tokenizer: to write ``tokenizer.json`` into a folder."""
-
-    def save(self, folder: Path) -> Any:
-        """Write it."""
-        ...
-
-
 @dataclass(frozen=True)
 class Stored:
     """A tensor as it lies in the file."""
@@ -72,9 +52,14 @@ class Stored:
     dtype: str  # numpy's name
 
     @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Its size in the file."""
-        return int(np.prod(self.shape)) * np.dtype(DTYPES.get(self.dtype, self.dtype)).itemsize
+        return self.size * np.dtype(DTYPES.get(self.dtype, self.dtype)).itemsize
 
 
 @dataclass(frozen=True)
@@ -83,7 +68,7 @@ class Description:
 
     path: Path
     kind: Kind
-    config: ModelConfig
+    config: Any  # of the class that belongs to the kind
     tensors: dict[str, Stored]
     tokenizer_path: Path | None
     meta: dict[str, Any]  # config.json as it stands
@@ -94,18 +79,10 @@ class ModelFolder:
     """A model folder in memory."""
 
     kind: Kind
-    config: ModelConfig
+    config: Any  # of the class that belongs to the kind
     params: dict[str, np.ndarray]  # float32 whatever the file's precision
     tokenizer_path: Path | None
     meta: dict[str, Any]
-
-
-def model_maker(config: ModelConfig) -> Callable[[], nnx.Module]:
-    """The constructor of the model of a configuration, for `params.abstract_params` and `build`."""
-    module = cast(
-        Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)]
-    )
-    return lambda: module(config, rngs=nnx.Rngs(0))
 
 
 def is_model_folder(path: str | Path) -> bool:
@@ -139,7 +116,7 @@ def write_model(
     *,
     source: Mapping[str, Any],
     licence: str,
-    tokenizer: SavesTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
     initialised: Sequence[str] = (),
 ) -> Path:
@@ -171,7 +148,7 @@ def write_model(
         "config": to_dict(config),
         "source": dict(source),
         "licence": licence,
-        "converter": _version(),
+        "converter": __version__,
         "initialised": list(initialised),
     }
     with whole_or_nothing(folder) as temporary:
@@ -208,12 +185,15 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
     if kind not in KINDS:
         raise SammiError(f"{folder}: kind {kind!r} is none of {', '.join(KINDS)}")
     if kind not in kinds:
-        raise SammiError(f"{folder}: a {kind} model folder; {' or '.join(kinds)} is needed here")
+        raise SammiError(
+            f"{folder}: holds a {kind} model, not {' or '.join(kinds)}; give another folder, or "
+            f"make one: sammi convert {kinds[-1]} SRC DST"
+        )
     config = _read_config(folder / CONFIG_FILE, kind, meta.get("config"))
     with _open_weights(folder / WEIGHTS_FILE) as file:
         slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118
         tensors = {
-            path: Stored(tuple(s.get_shape()), _STORED.get(s.get_dtype(), s.get_dtype()))
+            path: Stored(tuple(s.get_shape()), _STORED.get(name := str(s.get_dtype()), name))
             for path, s in slices.items()
         }
     _check_tensors(folder / WEIGHTS_FILE, tensors, config)
@@ -238,15 +218,13 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             "convert it first: sammi convert {clip,sam,catseg,sammi} SRC DST"
         )
     if meta.get("format") != FORMAT:
-        raise SammiError(
-            f"{folder}: format {meta.get('format')!r}, this version reads {FORMAT}; convert it again"
-        )
+        raise SammiError(f"{folder}: format {meta.get('format')!r}, not {FORMAT}; convert it again")
     return meta
 
 
 def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:
     try:
-        config = from_dict(_CONFIGS[kind], values)
+        config = from_dict(CONFIGS[kind], values)
     except SammiError as error:
         raise SammiError(f"{file}: {error}") from error
     if isinstance(config, SegmenterConfig) and (config.masks is None) != (kind == "catseg"):
@@ -268,14 +246,9 @@ def _open_weights(file: Path) -> Iterator[Any]:
 
 def _check_tensors(where: Path, found: Mapping[str, Stored], config: ModelConfig) -> None:
     try:
-        expected = abstract_params(model_maker(config))
+        expected = expected_params(config)
     except SammiError as error:
         raise SammiError(f"{where}: {error}") from error
-    except Exception as error:  # sizes that do not fit together fail anywhere in a constructor
-        raise SammiError(
-            f"{where}: its configuration makes no model ({type(error).__name__}: "
-            f"{one_line(error)})"
-        ) from error
     wrong = [f"missing {path}" for path in expected if path not in found]
     wrong += [f"unknown {path}" for path in found if path not in expected]
     for path, want in expected.items():
@@ -304,10 +277,3 @@ def _to_store(value: Any, dtype: np.dtype) -> np.ndarray:
 
 def _widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32) if value.dtype == ml_dtypes.bfloat16 else value
-
-
-def _version() -> str:
-    try:
-        return metadata.version("sammi_jax")
-    except metadata.PackageNotFoundError:  # run from a source tree
-        return "unknown"

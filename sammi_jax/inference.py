@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from sammi_jax.config import SegmenterConfig
@@ -19,7 +20,7 @@ from sammi_jax.models.sammi import (
     view_layout,
 )
 from sammi_jax.ops.resize import resize
-from sammi_jax.ops.sam_image import normalize
+from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD, preprocess
 from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
 from sammi_jax.typing import Array, Bool, Float, Int, UInt8
 
@@ -39,8 +40,16 @@ def clip_views(images: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b 
 
 
 def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> SamInput:
-    """SAM's normalisation of padded uint8 RGB; the padding stays zero."""
-    return SamInput(normalize(images.astype(jnp.float32), sizes), sizes)
+    """SAM's normalisation of padded uint8 RGB; the padding stays zero.
+
+    The padding is already there, so that images of any aspect share one compiled program.
+    """
+    rows, columns = (
+        jnp.arange(length) < sizes[:, axis, None] for axis, length in enumerate(images.shape[1:3])
+    )
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    normalised = (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    return SamInput(jnp.where(inside, normalised, 0.0), sizes)
 
 
 def forward_crops(
@@ -56,7 +65,7 @@ def forward_crops(
     if config.masks is not None:
         side = config.masks.sam.image_size
         sizes = jnp.full((images.shape[0], 2), float(side))
-        sam_input = SamInput(normalize(resize(images, (side, side)), sizes), sizes)
+        sam_input = SamInput(preprocess(resize(images, (side, side)), side), sizes)
     return model(
         clip_views(images, config.clip_size)[:, None],
         sam_input,

@@ -53,7 +53,7 @@ def make_train_step(
 
         (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "loss": value,
             "grad_norm": grad_norm,

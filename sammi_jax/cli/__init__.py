@@ -1,0 +1,1 @@
+"""The ``sammi`` command line."""

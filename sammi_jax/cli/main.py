@@ -9,13 +9,15 @@ listed in `COMMANDS`. It imports what is heavy inside ``run``, so that ``--help`
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
-from importlib import metadata
+from typing import Any
 
-from sammi_jax.cli import convert, inspect
+from sammi_jax import __version__
+from sammi_jax.cli import convert, inspect, segment
 from sammi_jax.errors import SammiError
 
-COMMANDS = (convert, inspect)
+COMMANDS = (convert, inspect, segment)
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.
@@ -32,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="'sammi COMMAND --help' explains a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    parser.add_argument("--version", action="version", version=f"sammi_jax {__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands")
     for command in COMMANDS:
         command.add_parser(subparsers)
@@ -43,13 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; wrong use leaves through ``SystemExit(2)``."""
     parser = make_parser()
     args = parser.parse_args(argv)
-    if args.version:
-        print(f"sammi_jax {metadata.version('sammi_jax')}")
-        return 0
     if not hasattr(args, "run"):
         parser.error("which command? 'sammi --help' lists them")
     try:
-        code = args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = args.run(args)
         sys.stdout.flush()
         return code
     except SammiError as error:
@@ -62,6 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sammi: interrupted", file=sys.stderr)
         return 130
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    print(f"sammi: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str) -> int:

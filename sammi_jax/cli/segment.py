@@ -24,7 +24,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help='class names, "cat, dog", or a text file with one name a line',
     )
     parser.add_argument(
-        "--checkpoint", required=True, type=Path, metavar="DIR", help="CAT-Seg or SAM-MI model folder"
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="CAT-Seg or SAM-MI model folder",
     )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write")
     parser.set_defaults(run=run)

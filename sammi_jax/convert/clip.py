@@ -26,7 +26,7 @@ Tensors = Mapping[str, np.ndarray]
 OVERRIDES = ("vision_heads", "text_heads", "activation", "eps")
 
 # Image towers of OpenCLIP whose heads are not 64 wide (its model_configs), by width.
-_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104}
+_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104, 1792: 112}
 
 
 def rules_for(
@@ -67,17 +67,8 @@ def infer_config(
             f"CLIP with the activation {known['activation']}: only quick_gelu and gelu are known"
         )
     shapes = _our_shapes(tensors, layout)
-    rows, width = shapes["vision/patch_embed/projection/kernel"]
-    patch_size, grid_size = (
-        math.isqrt(rows // 3),
-        math.isqrt(shapes["vision/position_embedding"][0]),
-    )
-    if 3 * patch_size**2 != rows or 1 + grid_size**2 != shapes["vision/position_embedding"][0]:
-        raise SammiError(
-            f"CLIP's image tower has patches of {rows} values and "
-            f"{shapes['vision/position_embedding'][0]} positions: not squares of RGB pixels, "
-            "and a class token before a square grid of them"
-        )
+    width = shapes["vision/patch_embed/projection/kernel"][1]
+    patch_size, grid_size = _squares(shapes)
     vocab_size, text_width = shapes["text/token_embedding"]
     vision = ClipVisionConfig(
         image_size=grid_size * patch_size,
@@ -116,6 +107,10 @@ def _described(config_json: Mapping[str, Any] | None) -> dict[str, Any]:
 def _described_by_openclip(model: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that are absent have the defaults of open_clip's CLIPVisionCfg and CLIPTextCfg."""
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    for section, ours in ((vision, "tok"), (text, "argmax")):
+        pooling = section.get("pool_type", ours)
+        if pooling != ours:  # the same tensors, read out otherwise
+            raise SammiError(f"open_clip_config.json: pool_type is {pooling}; only {ours} is known")
     return {
         "vision_heads": vision.get("width", 768) // vision.get("head_width", 64),
         "text_heads": text.get("heads", 8),
@@ -188,6 +183,19 @@ def _our_shapes(tensors: Tensors, layout: Layout) -> dict[str, tuple[int, ...]]:
     if missing:
         raise SammiError(f"the checkpoint does not fit the model: missing {', '.join(missing)}")
     return shapes
+
+
+def _squares(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """Sides of a patch, in pixels, and of the native grid, in patches."""
+    values = shapes["vision/patch_embed/projection/kernel"][0]
+    positions = shapes["vision/position_embedding"][0]
+    patch_size, grid_size = math.isqrt(values // 3), math.isqrt(max(positions - 1, 0))
+    if 3 * patch_size**2 != values or 1 + grid_size**2 != positions:
+        raise SammiError(
+            f"CLIP's image tower has patches of {values} values and {positions} positions: not "
+            "squares of RGB pixels, and a class token before a square grid of them"
+        )
+    return patch_size, grid_size
 
 
 def _num_layers(tensors: Tensors, layout: Layout, tower: str) -> int:

@@ -173,7 +173,7 @@ def _fill(params: dict[str, np.ndarray], rule: Rule, tensor: np.ndarray, want: A
         found = tuple(np.shape(tensor)) if value is None else value.shape
         return f"{rule.source} {found} for {_slot(rule)} {shape}"
     if rule.layer is None:
-        params[rule.target] = np.ascontiguousarray(value, dtype=want.dtype)
+        params[rule.target] = np.asarray(value, want.dtype, order="C")
     else:
         stacked = params.setdefault(rule.target, np.zeros(want.shape, want.dtype))
         if rule.layer < len(stacked):

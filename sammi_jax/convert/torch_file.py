@@ -148,7 +148,11 @@ def _as_float32(value: np.ndarray, file: Path, key: str) -> np.ndarray:
         return value.astype(np.float32, copy=False)
     if value.dtype.kind in "iub":
         return value
-    raise SammiError(f"{file}: {key} is stored as {value.dtype}; only plain floats are understood")
+    raise _not_plain(file, key, value.dtype)
+
+
+def _not_plain(file: Path, key: str, found: Any) -> SammiError:
+    return SammiError(f"{file}: {key} is {found}; only plain float32, float16, bfloat16 are read")
 
 
 def _damaged(file: Path, error: BaseException) -> SammiError:
@@ -160,8 +164,11 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
         with safe_open(file, "numpy") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
+                stored = tensors.get_slice(key).get_dtype()
+                if stored[:1] not in "IUB" and stored not in ("F16", "F32", "F64"):
+                    raise _not_plain(file, key, stored)
                 yield key, tensors.get_tensor(key)
-    except (SafetensorError, TypeError, ValueError) as error:
+    except SafetensorError as error:
         raise _damaged(file, error) from error
 
 
@@ -250,4 +257,4 @@ def _tensor_to_numpy(tensor: Any, file: Path, key: str, torch: Any) -> np.ndarra
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()
     except (TypeError, RuntimeError) as error:
-        raise SammiError(f"{file}: {key} is no plain tensor ({one_line(error)})") from error
+        raise _not_plain(file, key, tensor.dtype) from error

@@ -39,7 +39,7 @@ def dot_product_attention(
 
 
 class MultiHeadAttention(nnx.Module):
-    """Projections to ``inner_dim`` (default ``dim``), attention in ``num_heads``, projection back."""
+    """Projection to ``inner_dim`` (default ``dim``), attention in ``num_heads``, and back."""
 
     def __init__(self, dim: int, num_heads: int, *, inner_dim: int | None = None, rngs: nnx.Rngs):
         inner_dim = inner_dim or dim

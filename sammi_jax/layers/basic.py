@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from sammi_jax.layers.init import uniform
 from sammi_jax.typing import Array, Float
 
 
@@ -36,7 +37,7 @@ def _uniform(fan_in: int):
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         del out_sharding
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        return uniform(key, shape, bound).astype(dtype)
 
     return init
 

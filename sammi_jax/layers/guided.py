@@ -1,23 +1,51 @@
-"""A linear map of concatenated features and guidance, without the concatenation."""
+"""Maps of concatenated features and guidance, without the concatenation.
 
+``W [x; g] = W_x x + W_g g``: guidance that many classes or pixels share is multiplied once instead
+of being repeated for each. The kernel stays in one piece and is split where it is used.
+"""
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from sammi_jax.layers.basic import Conv
 from sammi_jax.typing import Array, Float
 
 
 def guided_linear(
     layer: nnx.Linear, x: Float[Array, "*b c"], guidance: Float[Array, "*g d"]
-) -> Float[Array, "*b e"]:
-    """``layer(concat(x, guidance))`` where ``guidance`` broadcasts against ``x``.
+) -> Float[Array, "*o e"]:
+    """``layer(concat(x, guidance))``, where ``guidance`` broadcasts against ``x``.
 
-    The first ``c`` rows of the kernel belong to ``x``, the other ``d`` to the guidance. The two
-    products are added, so guidance that is shared (by all classes, by all pixels) is multiplied
-    once instead of being repeated.
+    Args:
+        layer: kernel ``[c + d, e]``, the features' rows first.
+        x: features.
+        guidance: leading axes of size 1 are shared.
     """
-    kernel = layer.kernel[...]
-    dim = x.shape[-1]
+    kernel, dim = layer.kernel[...], x.shape[-1]
     shared = jnp.matmul(guidance, kernel[dim:])
     if layer.bias is not None:
         shared = shared + layer.bias[...]
     return jnp.matmul(x, kernel[:dim]) + shared
+
+
+def guided_conv(
+    layer: Conv, x: Float[Array, "b t h w c"], guidance: Float[Array, "b h w d"]
+) -> Float[Array, "b t h w e"]:
+    """``layer(concat(x, guidance))``, where each image's guidance is shared by its ``t`` maps.
+
+    Args:
+        layer: convolution without bias, kernel ``[k, k, c + d, e]``, the features' channels first.
+        x: maps of each class.
+        guidance: one map an image.
+    """
+    kernel, dim = layer.kernel[...], x.shape[-1]
+
+    def conv(maps: Array, part: Array) -> Array:
+        return jax.lax.conv_general_dilated(
+            maps, part, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    own = conv(x.reshape(-1, *x.shape[2:]), kernel[:, :, :dim])
+    shared = conv(guidance, kernel[:, :, dim:])
+    return own.reshape(*x.shape[:2], *own.shape[1:]) + shared[:, None]

@@ -8,8 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from sammi_jax.layers.init import is_traced
 from sammi_jax.typing import Array
 
 
@@ -19,13 +22,15 @@ class Stack(nnx.Module):
     def __init__(
         self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, rngs: nnx.Rngs
     ):
-        def init(key: Array) -> Any:
-            return nnx.state(make_block(nnx.Rngs(key)))
-
         self.num_layers = num_layers
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
         keys = jax.random.split(rngs.params(), num_layers)
-        self.block = nnx.merge(graphdef, jax.vmap(init)(keys))
+        if is_traced(keys):
+            state = jax.vmap(lambda key: nnx.state(make_block(nnx.Rngs(key))))(keys)
+        else:
+            states = [nnx.state(make_block(nnx.Rngs(key))) for key in keys]
+            state = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
+        self.block = nnx.merge(graphdef, state)
 
     def layer(self, index: int) -> Any:
         """The block of one layer (negative counts from the end), as a module of its own."""

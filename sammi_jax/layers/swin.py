@@ -40,7 +40,7 @@ class WindowAttention(nnx.Module):
         guidance: Float[Array, "b 1 n m g"],
         bias: Float[Array, "n m m"] | None = None,
     ) -> Float[Array, "b t n m c"]:
-        """Attend among the ``m`` tokens of each of ``n`` windows; ``bias`` is added to the scores."""
+        """Attend among each window's ``m`` tokens; ``bias`` is added to the scores."""
         split = lambda y: rearrange(y, "... m (h d) -> ... h m d", h=self.num_heads)  # noqa: E731
         heads = dot_product_attention(
             split(guided_linear(self.query, x, guidance)),
@@ -93,9 +93,7 @@ class SwinBlock(nnx.Module):
 class SpatialAggregation(nnx.Module):
     """Both blocks of one layer, each class's map on its own, guided by the image's appearance."""
 
-    def __init__(
-        self, dim: int, guidance_dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, dim: int, guidance_dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs):
         self.guidance_norm = layer_norm(guidance_dim, eps=1e-5, rngs=rngs)
         self.blocks = nnx.List(
             [

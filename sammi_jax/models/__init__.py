@@ -1,0 +1,1 @@
+"""The models: one file for each box of the paper's figure."""

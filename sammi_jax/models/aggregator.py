@@ -15,6 +15,7 @@ from flax import nnx
 from sammi_jax.config import AggregatorConfig
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
+from sammi_jax.layers.guided import guided_conv
 from sammi_jax.layers.swin import SpatialAggregation
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
@@ -51,9 +52,149 @@ class DecoderBlock(nnx.Module):
         self, x: Float[Array, "b t h w c"], guidance: Float[Array, "b h2 w2 g"]
     ) -> Float[Array, "b t h2 w2 d"]:
         """Decode each class's map; ``guidance`` is shared by the classes of an image."""
-        batch, classes = x.shape[:2]
-        x = self.up(rearrange(x, "b t h w c -> (b t) h w c"))
-        x = self._guided_conv(x, guidance, classes)
+        batch = x.shape[0]
+        x = guided_conv(self.conv1, self.up(x), guidance)
+        x = rearrange(x, "b t h w c -> (b t) h w c")  # a norm's statistics are of one class's map
         x = jax.nn.relu(self.norm1(x))
         x = jax.nn.relu(self.norm2(self.conv2(x)))
         return rearrange(x, "(b t) h w c -> b t h w c", b=batch)
+
+
+class Aggregator(nnx.Module):
+    """CAT-Seg's head; the stages of `__call__` are methods, in the order in which they run.
+
+    Args:
+        config: sizes and switches.
+        embed_dim: width of the appearance guidance (CLIP's joint space).
+        text_dim_in: width of the text features; default ``embed_dim``.
+    """
+
+    def __init__(
+        self,
+        config: AggregatorConfig,
+        embed_dim: int,
+        text_dim_in: int | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        dim, projected = config.hidden_dim, config.decoder_guidance_proj_dims
+        self.embedding = Conv(config.num_templates, dim, 7, rngs=rngs)
+        self.appearance_projection = Conv(embed_dim, config.appearance_dim, 3, rngs=rngs)
+        self.text_projection = linear(text_dim_in or embed_dim, config.text_dim, rngs=rngs)
+        self.decoder_projections = nnx.List(
+            [
+                Conv(width, out, 3, rngs=rngs)
+                for width, out in zip(config.decoder_guidance_dims, projected, strict=True)
+            ]
+        )
+        self.layers = nnx.List(
+            [AggregatorLayer(config, rngs=rngs) for _ in range(config.num_layers)]
+        )
+        first, second = config.decoder_dims
+        self.decoder = nnx.List(
+            [
+                DecoderBlock(dim, projected[0], first, rngs=rngs),
+                DecoderBlock(first, projected[1], second, rngs=rngs),
+            ]
+        )
+        self.head = Conv(second, 1, 3, rngs=rngs)
+        if config.cost_skip:
+            self.skip_scale = nnx.Param(jnp.asarray(SKIP_SCALE))
+            self.skip_bias = nnx.Param(jnp.asarray(SKIP_BIAS))
+
+    def embed(self, cost: Float[Array, "b h w t p"]) -> Float[Array, "b t h w c"]:
+        """Embed each class's cost map with a 7 x 7 convolution over its templates."""
+        return self.embedding(rearrange(cost, "b h w t p -> b t h w p"))
+
+    def project_text(self, text_features: Float[Array, "*b p d"]) -> Float[Array, "*b e"]:
+        """Text guidance: the mean over templates, scaled to unit length, projected, ReLU.
+
+        A mean of zero (an absent class) gives the projection of zero.
+        """
+        mean = jnp.mean(text_features, axis=-2)
+        squares = jnp.sum(jnp.square(mean), axis=-1, keepdims=True)
+        return jax.nn.relu(self.text_projection(mean * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))))
+
+    def project_appearance(self, appearance: Float[Array, "b h w d"]) -> Float[Array, "b h w e"]:
+        """Appearance guidance of the spatial aggregation, before each layer's norm."""
+        return jax.nn.relu(self.appearance_projection(appearance))
+
+    def project_guidance(
+        self, guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]]
+    ) -> list[Array]:
+        """Guidance of the two decoder blocks."""
+        pairs = zip(self.decoder_projections, guidance, strict=True)
+        return [jax.nn.relu(projection(level)) for projection, level in pairs]
+
+    def decode(
+        self, x: Float[Array, "b t h w c"], guidance: list[Array]
+    ) -> Float[Array, "b t h4 w4"]:
+        """Up-sample four times with the projected guidance; one logit a class and cell."""
+        for block, level in zip(self.decoder, guidance, strict=True):
+            x = block(x, level)
+        return self.head(x)[..., 0]
+
+    def __call__(
+        self,
+        cost: Float[Array, "b h w t p"],
+        text_features: Float[Array, "t p d"],
+        appearance: Float[Array, "b h w d"],
+        decoder_guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]],
+        class_mask: Bool[Array, " t"],
+        pooling_size: int,
+    ) -> Float[Array, "b t h4 w4"]:
+        """Aggregate the cost map to logits at four times its side.
+
+        With more classes than ``config.pad_length``, each image keeps the ``pad_length`` classes of
+        largest cosine anywhere in its cost map; the logits of the others are -100 (catseg.md c).
+
+        Args:
+            cost: cosines of each patch with each class and template.
+            text_features: unit vectors (the mean over templates takes them as they are).
+            appearance: CLIP's dense features, not normalised.
+            decoder_guidance: feature maps of two and four times the cost map's side.
+            class_mask: False where a slot holds no class; its logits are -100.
+            pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
+                training and 1 in evaluation.
+        """
+        batch, num_classes = cost.shape[0], cost.shape[3]
+        mask = jnp.broadcast_to(class_mask, (batch, num_classes))
+        text = self.project_text(text_features)[None]
+        chosen = None
+        if 0 < self.config.pad_length < num_classes:
+            chosen = choose_classes(cost, mask, self.config.pad_length)
+            cost = jnp.take_along_axis(cost, chosen[:, None, None, :, None], axis=3)
+            mask = jnp.take_along_axis(mask, chosen, axis=1)
+            text = text[0][chosen]
+        logits = self._aggregate(cost, text, mask, appearance, decoder_guidance, pooling_size)
+        if chosen is not None:
+            everything = jnp.full((batch, num_classes, *logits.shape[2:]), ABSENT_LOGIT)
+            logits = everything.at[jnp.arange(batch)[:, None], chosen].set(logits)
+        return logits
+
+    def _aggregate(self, cost, text, mask, appearance, decoder_guidance, pooling_size) -> Array:
+        num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
+        appearance = self.project_appearance(appearance)
+        x = self.embed(cost)
+        for layer in self.layers:
+            x = layer.spatial(x, appearance)
+            x = layer.classes(x, text, mask, num_padding, pooling_size)
+        logits = self.decode(x, self.project_guidance(decoder_guidance))
+        if self.config.cost_skip:
+            raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
+            raw = resize(raw, logits.shape[2:], "bilinear", align_corners=False)[..., 0]
+            logits = logits + self.skip_scale[...] * raw + self.skip_bias[...]
+        return jnp.where(mask[:, :, None, None], logits, ABSENT_LOGIT)
+
+
+def choose_classes(
+    cost: Float[Array, "b h w t p"], class_mask: Bool[Array, "b t"], num_classes: int
+) -> Int[Array, "b k"]:
+    """Indices of each image's ``num_classes`` classes of largest cosine; absent classes come last.
+
+    Example:
+        A class that is certain in a single cell is kept, one that is lukewarm everywhere is not.
+    """
+    score = jnp.where(class_mask, jnp.max(cost, axis=(1, 2, 4)), -jnp.inf)
+    return jax.lax.top_k(score, num_classes)[1]

@@ -10,7 +10,6 @@ computes and drops, are not computed.
 
 import math
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -18,6 +17,7 @@ from flax import nnx
 from sammi_jax.config import ClipConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Mlp, MultiHeadAttention, PatchEmbed, Stack, layer_norm, linear
+from sammi_jax.layers.init import normal
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
@@ -25,7 +25,7 @@ _MLP_RATIO = 4
 
 
 def _normal(shape: tuple[int, ...], std: float, rngs: nnx.Rngs) -> nnx.Param:
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape))
+    return nnx.Param(normal(rngs.params(), shape, std))
 
 
 class ClipBlock(nnx.Module):

@@ -61,11 +61,13 @@ class LowInjection(nnx.Module):
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b h w d"]:
         """F_l' = F_l + zero_linear([intra, inter])."""
+        b, n = valid.shape
         masks = _only_valid(masks, valid)
         regions = mask_pool(masks, features)
         intra = mask_spread(masks, regions)
         cells = rearrange(features, "b h w d -> b (h w) d")
-        inter = self.attention(cells, regions, regions, valid[:, None, None, :])
+        may_attend = jnp.broadcast_to(valid[:, None, None, :], (b, 1, cells.shape[1], n))
+        inter = self.attention(cells, regions, regions, may_attend)
         context = jnp.concatenate([intra, inter.reshape(features.shape)], axis=-1)
         return _add_where(valid.any(axis=-1), features, self.out(context))
 

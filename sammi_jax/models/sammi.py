@@ -222,7 +222,7 @@ class Sammi(nnx.Module):
         class_mask: Array,
         pooling_size: int,
     ) -> Float[Array, "b v t h w"]:
-        """Injection, aggregation and decoder (sections 5 and 6), one view of every image at a time."""
+        """Injection, aggregation and decoder (sections 5 and 6), one view at a time."""
         by_view = jax.tree.map(lambda x: rearrange(x, "(b v) ... -> v b ...", b=b), features)
         masks = None if view_masks is None else rearrange(view_masks, "b v ... -> v b ...")
 
@@ -311,7 +311,7 @@ def check_config(config: SegmenterConfig) -> None:
         sliding.stride % cell or (sliding.output_size - config.crop_size) % sliding.stride
     ):
         raise SammiError(
-            f"sliding.output_size {sliding.output_size} must be crop_size {config.crop_size} plus a "
-            f"multiple of sliding.stride {sliding.stride}, and the stride a multiple of the cell's "
-            f"{cell} pixels"
+            f"sliding.output_size {sliding.output_size} must be crop_size {config.crop_size} plus "
+            f"a multiple of sliding.stride {sliding.stride}, and the stride a multiple of the "
+            f"cell's {cell} pixels"
         )

@@ -52,7 +52,9 @@ def mask_area(masks: Masks) -> Float[Array, "b n"]:
     return masks.astype(jnp.float32).mean(axis=(-2, -1))
 
 
-def stability_score(logits: Float[Array, "b n h w"], offset: float) -> Float[Array, "b n"]:
+def stability_score(
+    logits: Float[Array, "b n h w"], offset: float | Float[Array, ""]
+) -> Float[Array, "b n"]:
     """IoU of the masks thresholded at ``+offset`` and at ``-offset``, in [0, 1].
 
     As segment_anything/utils/amg.py ``calculate_stability_score`` with mask threshold 0, but 0
@@ -99,14 +101,18 @@ def boundary(masks: Masks) -> Float[Array, "b h w"]:
 def box_mean(features: Float[Array, "b h w c"], size: int) -> Float[Array, "b h w c"]:
     """Mean over a square of odd side ``size``, of those pixels that exist."""
     radius = size // 2
-    total = _slide(features, radius, -3, jnp.add, 0)
-    total = _slide(total, radius, -2, jnp.add, 0)
+    total = _slide(features, radius, -3, jnp.add, 0.0)
+    total = _slide(total, radius, -2, jnp.add, 0.0)
     rows, columns = (_window_counts(length, radius) for length in features.shape[-3:-1])
     return total / (rows[:, None] * columns)[:, :, None]
 
 
 def _slide(
-    x: Array, radius: int, axis: int, combine: Callable[[Array, Array], Array], outside: float
+    x: Array,
+    radius: int,
+    axis: int,
+    combine: Callable[[Array, Array], Array],
+    outside: float | bool,
 ) -> Array:
     """Combine each element with its neighbours up to ``radius`` away along one axis."""
     padding = [(0, 0)] * x.ndim

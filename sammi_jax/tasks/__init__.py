@@ -1,1 +1,21 @@
 """The tasks that `sammi_jax.loop` trains."""
+
+from sammi_jax.errors import SammiError
+from sammi_jax.experiment import CaptionConfig, PromptConfig, TrainConfig
+from sammi_jax.tasks.base import Task
+from sammi_jax.tasks.caption import CaptionTask
+from sammi_jax.tasks.prompt import PromptTask
+
+
+def make_task(config: TrainConfig) -> Task:
+    """The task that an experiment's ``task`` configures.
+
+    Raises:
+        SammiError: there is no such task.
+    """
+    match config.task:
+        case CaptionConfig():
+            return CaptionTask(config, config.task)
+        case PromptConfig():
+            return PromptTask(config, config.task)
+    raise SammiError(f"task: no task is configured by {type(config.task).__name__}")

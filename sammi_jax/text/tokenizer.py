@@ -72,6 +72,16 @@ class Tokenizer:
             f"{BPE_FILE} there"
         )
 
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Tokenizer":
+        """Read a file of the form of ``tokenizer.json``, or OpenAI's where it ends in ``.gz``.
+
+        Raises:
+            SammiError: it cannot be read, or is another tokenizer.
+        """
+        path = Path(path)
+        return _read(path, _from_openai if path.suffix == ".gz" else _from_json)
+
     @property
     def vocab_size(self) -> int:
         """Rows that the text tower's token table needs."""

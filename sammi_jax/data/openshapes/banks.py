@@ -16,10 +16,11 @@ STUFF_GROUND, STUFF_ELEMENT = 0, 4  # mortar and brick, gap and board, ...
 SHAPE_SIDE = 192  # canonical maps; the centre is at (96, 96)
 SHAPE_REACH = 64  # no shape reaches farther from the centre than this
 SHAPE_RADIUS = 52  # what an object's nominal radius becomes there
-TEXTURE_SIDE = 96  # side of a texture map; one texel is one pixel of the scene
-TEXTURE_PERIOD = 6
+TEXTURE_SIDE = 128  # side of a texture map; one texel is one pixel of the scene
+TEXTURE_PERIOD = 24  # of all textures: stripes and dots repeat after 6 texels, checks after 8
 STUFF_SIDE = 240  # period of a stuff map; one texel is one pixel
 NUM_TONES = 16  # shades within a stuff pattern; higher is brighter
+NUM_PAINTS = 2 * NUM_TONES  # of one instance: an object's codes, or tone + 16 * is_element of stuff
 
 _OUTLINE_WIDTH = 6  # of the canonical maps: 1 to 2.6 pixels in a scene
 _STAR = ((0, -62), (15, -21), (59, -19), (24, 8), (36, 50), (0, 25))  # right half, clockwise
@@ -29,28 +30,25 @@ _STAR = ((0, -62), (15, -21), (59, -19), (24, 8), (36, 50), (0, 25))  # right ha
 class Banks:
     """All maps. ``shapes`` hold 0 outside, else OUTLINE, HALF_A or HALF_B.
 
-    ``textures`` are 1 on a texture's elements. ``tones`` (0..15) and ``elements`` (STUFF_GROUND or
-    STUFF_ELEMENT) of the stuff patterns are periodic and stored twice along each axis, so that
-    a window at any offset is a plain slice.
+    ``textures`` are TEXTURED on a texture's elements, else 0. ``stuff`` holds tone + 16 *
+    is_element of each pattern (an element is a brick, stone, board or crest), periodic and stored
+    twice along each axis: a window at any offset is a slice.
     """
 
     shapes: UInt8[NpArray, "s 192 192"]
-    textures: UInt8[NpArray, "t 96 96"]
-    tones: UInt8[NpArray, "p 480 480"]
-    elements: UInt8[NpArray, "p 480 480"]
+    textures: UInt8[NpArray, "t 128 128"]
+    stuff: UInt8[NpArray, "p 480 480"]
 
 
 @cache
 def banks() -> Banks:
     """The banks, made once a process (about 50 ms)."""
-    patterns = dict(zip(PATTERNS, (_waves(), _bricks(), _gravel(), _planks()), strict=True))
-    tones = np.stack([np.tile(patterns[p][0], (2, 2)) for p in PATTERNS])
-    elements = np.stack([np.tile(patterns[p][1], (2, 2)) for p in PATTERNS])
+    patterns = {"waves": _waves, "bricks": _bricks, "gravel": _gravel, "planks": _planks}
+    stuff = [tone + NUM_TONES * element for tone, element in (patterns[p]() for p in PATTERNS)]
     return Banks(
         shapes=np.stack([_shape_codes(name) for name in SHAPES]),
         textures=np.stack([_texture(name) for name in TEXTURES]),
-        tones=tones.astype(np.uint8),
-        elements=np.where(elements, STUFF_ELEMENT, STUFF_GROUND).astype(np.uint8),
+        stuff=np.tile(np.stack(stuff), (1, 2, 2)).astype(np.uint8),
     )
 
 
@@ -63,7 +61,7 @@ def wave(t: Int[NpArray, "*n"], wavelength: int, amplitude: int) -> Int[NpArray,
 
 
 def _polygon(points: tuple[tuple[int, int], ...]) -> Bool[NpArray, "192 192"]:
-    """Even-odd filling: a pixel is inside where a ray to the left crosses an odd number of edges."""
+    """Even-odd filling: a ray to the left of a pixel inside crosses an odd number of edges."""
     y, x = np.mgrid[:SHAPE_SIDE, :SHAPE_SIDE] - SHAPE_SIDE // 2
     inside = np.zeros(x.shape, bool)
     for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
@@ -106,20 +104,19 @@ def _shape_codes(name: str) -> UInt8[NpArray, "192 192"]:
     return np.where(core, halves, np.where(mask, OUTLINE, 0)).astype(np.uint8)
 
 
-def _texture(name: str) -> UInt8[NpArray, "96 96"]:
+def _texture(name: str) -> UInt8[NpArray, "128 128"]:
     y, x = np.mgrid[:TEXTURE_SIDE, :TEXTURE_SIDE]
-    half = TEXTURE_PERIOD // 2
     if name == "striped":
-        mask = y % TEXTURE_PERIOD < half
+        mask = y % 6 < 3
     elif name == "checkered":
-        mask = (x // half + y // half) % 2 == 1
+        mask = (x // 4 + y // 4) % 2 == 1
     elif name == "dotted":
         # doubled coordinates: the centre of a dot lies between texels
-        u, v = 2 * (x % TEXTURE_PERIOD) - 5, 2 * (y % TEXTURE_PERIOD) - 5
+        u, v = 2 * (x % 6) - 5, 2 * (y % 6) - 5
         mask = u * u + v * v <= 11
     else:
         mask = np.zeros(x.shape, bool)
-    return mask.astype(np.uint8)
+    return np.where(mask, TEXTURED, 0).astype(np.uint8)
 
 
 def _noise(salt: int, shape: tuple[int, ...], span: int) -> Int[NpArray, "*n"]:
@@ -137,12 +134,12 @@ def _waves() -> tuple[NpArray, NpArray]:
 
 
 def _bricks() -> tuple[NpArray, NpArray]:
-    """Courses 10 pixels high of bricks 20 wide, every second one shifted; mortar of 2, bright."""
+    """Courses 8 pixels high of bricks 16 wide, every second one shifted; mortar of 2, bright."""
     y, x = np.mgrid[:STUFF_SIDE, :STUFF_SIDE]
-    course = y // 10
-    x = (x + 10 * (course % 2)) % STUFF_SIDE
-    brick = (y % 10 >= 2) & (x % 20 >= 2)
-    shade = 3 + _noise(1, (24, 12), 6)[course, x // 20]
+    course = y // 8
+    x = (x + 8 * (course % 2)) % STUFF_SIDE
+    brick = (y % 8 >= 2) & (x % 16 >= 2)
+    shade = 3 + _noise(1, (30, 15), 6)[course, x // 16]
     return np.where(brick, shade, 15), brick
 
 
@@ -174,11 +171,11 @@ def _gravel() -> tuple[NpArray, NpArray]:
 
 
 def _planks() -> tuple[NpArray, NpArray]:
-    """Upright boards 12 pixels wide and 60 long, with grain, and dark gaps of 1 pixel."""
+    """Upright boards 10 pixels wide and 60 long, with grain, and dark gaps of 1 pixel."""
     y, x = np.mgrid[:STUFF_SIDE, :STUFF_SIDE]
-    column = x // 12
-    y = (y + 5 * _noise(4, (20,), 12)[column]) % STUFF_SIDE
-    board = (x % 12 != 0) & (y % 60 != 0)
-    shade = 9 + _noise(5, (20, 4), 7)[column, y // 60]
+    column = x // 10
+    y = (y + 5 * _noise(4, (24,), 12)[column]) % STUFF_SIDE
+    board = (x % 10 != 0) & (y % 60 != 0)
+    shade = 9 + _noise(5, (24, 4), 7)[column, y // 60]
     grain = _noise(6, (STUFF_SIDE, 4), 4)[x, y // 60] == 0
-    return np.where(board, shade - 2 * grain, 0), board
+    return np.where(board, shade - 3 * grain, 0), board

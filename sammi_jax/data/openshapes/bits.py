@@ -8,14 +8,14 @@ a different libm cannot flip a pixel.
 import numpy as np
 
 from sammi_jax.errors import SammiError
-from sammi_jax.typing import Int, NpArray, UInt8
+from sammi_jax.typing import NpArray, UInt8
 
-# The third counter word. Scenes of the splits, single-object images and the banks never share words.
+# The third counter word: scenes, single-object images, banks and points never share words.
 STREAMS = {"train": 0, "val_seen": 1, "val_unseen": 2, "captions": 3, "banks": 4, "points": 5}
 _WORD = 1 << 64
 
 
-def raw_words(seed: int, stream: str, index: int, count: int) -> Int[NpArray, " n"]:
+def raw_words(seed: int, stream: str, index: int, count: int) -> NpArray:
     """``count`` uint64 words of the block (seed, stream, index): Philox4x64-10's counter mode.
 
     Raises:
@@ -38,6 +38,6 @@ def chance(word: int, percent: int) -> bool:
     return between(word, 0, 99) < percent
 
 
-def bytes_of(words: Int[NpArray, " n"]) -> UInt8[NpArray, " m"]:
-    """The words as bytes, eight each, lowest first on every machine."""
+def bytes_of(words: NpArray) -> UInt8[NpArray, " m"]:
+    """The uint64 words as bytes, eight each, lowest first on every machine."""
     return words.astype("<u8", copy=False).view(np.uint8)

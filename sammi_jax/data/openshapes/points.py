@@ -4,7 +4,7 @@ import numpy as np
 
 from sammi_jax.data.openshapes.banks import OUTLINE, TEXTURED
 from sammi_jax.data.openshapes.bits import between, raw_words
-from sammi_jax.data.openshapes.scenes import Scene
+from sammi_jax.data.openshapes.drawing import Scene
 from sammi_jax.typing import Bool, Int, NpArray
 
 

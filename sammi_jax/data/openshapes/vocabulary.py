@@ -79,7 +79,7 @@ class View:
     def _table(self) -> UInt8[NpArray, " ids"]:
         return np.array(self.class_table, np.uint8)
 
-    def labels(self, classes: Int[NpArray, "*b h w"]) -> UInt8[NpArray, "*b h w"]:
+    def labels(self, classes: Int[NpArray, "*n"]) -> UInt8[NpArray, "*n"]:
         """Class numbers of a scene's (or of stacked scenes') ``classes``; 255 is ignored."""
         return self._table[classes]
 

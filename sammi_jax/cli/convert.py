@@ -1,0 +1,75 @@
+"""``sammi convert``: a PyTorch checkpoint becomes a model folder."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+_DESCRIPTION = """\
+Make a model folder of a PyTorch checkpoint, whole or not at all.
+
+SRC is a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder as Hugging Face and OpenCLIP
+lay it out:
+  clip    CLIP from Hugging Face, OpenAI (TorchScript archive or state dict) or OpenCLIP
+  sam     SAM from Meta's .pth or from Hugging Face
+  catseg  CAT-Seg's released .pth
+  sammi   SAM-MI put together: SRC is a CLIP or CAT-Seg (checkpoint or model folder), --sam a SAM
+
+Every tensor of the checkpoint is used or knowingly dropped, and every parameter is filled;
+otherwise the keys are listed and nothing is written."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command to the parser."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "convert",
+        help="PyTorch checkpoint -> model folder",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=("clip", "sam", "catseg", "sammi"))
+    parser.add_argument("source", metavar="SRC", type=Path, help="the checkpoint")
+    parser.add_argument("destination", metavar="DST", type=Path, help="the model folder to make")
+    parser.add_argument(
+        "--sam", metavar="DIR", type=Path, help="for sammi: a SAM checkpoint or model folder"
+    )
+    parser.add_argument(
+        "--clip", metavar="DIR", type=Path, help="a folder to take CLIP's tokenizer from"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        metavar="FILE_OR_DIR",
+        type=Path,
+        help="CLIP's tokenizer.json or bpe_simple_vocab_16e6.txt.gz, or a folder with either or "
+        "with vocab.json and merges.txt; default: what lies beside SRC",
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.set_defaults(run=run, wrong_use=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what was made."""
+    if args.kind == "sammi" and args.sam is None:
+        args.wrong_use("sammi needs --sam DIR, a SAM checkpoint or model folder")
+    if args.kind != "sammi" and args.sam is not None:
+        args.wrong_use(f"--sam goes with sammi, not with {args.kind}")
+    if args.kind == "sam" and (args.clip or args.tokenizer):
+        args.wrong_use("sam has no text: --clip and --tokenizer do not go with it")
+
+    from sammi_jax.convert.api import convert
+    from sammi_jax.folder import describe
+
+    folder = convert(
+        args.kind,
+        args.source,
+        args.destination,
+        clip=args.clip,
+        sam=args.sam,
+        tokenizer=args.tokenizer,
+        dtype=args.dtype,
+    )
+    found = describe(folder)
+    count = sum(tensor.size for tensor in found.tensors.values())
+    print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
+    if found.meta["initialised"]:
+        print(f"freshly initialised, in no checkpoint: {', '.join(found.meta['initialised'])}")
+    return 0

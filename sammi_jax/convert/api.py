@@ -1,0 +1,199 @@
+"""From a checkpoint to a model folder: read, recognise, convert by table, write."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.convert import catseg, clip, sam
+from sammi_jax.convert.families import family_of
+from sammi_jax.convert.rules import apply_rules
+from sammi_jax.convert.sammi import assemble
+from sammi_jax.convert.torch_file import read_tensors
+from sammi_jax.errors import SammiError
+from sammi_jax.folder import DTYPES, check_destination, is_model_folder, read_model, write_model
+from sammi_jax.kinds import KINDS, Kind, ModelConfig, expected_params
+from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
+
+# Any of these in a folder means that a tokenizer is there.
+_TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)
+
+_RULES = {"clip": clip.rules_for, "sam": sam.rules_for, "catseg": catseg.rules_for}
+
+# What the authors of the released weights say; a folder's own licence comes before it.
+_LICENCES = {
+    "clip": "the source checkpoint's (OpenAI's CLIP: MIT)",
+    "sam": "the source checkpoint's (Meta's SAM: Apache-2.0)",
+    "catseg": "the source checkpoint's (CAT-Seg: MIT, over OpenAI's CLIP: MIT)",
+}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint in our terms.
+
+    Attributes:
+        kind: of model.
+        config: its configuration.
+        params: every parameter by path, float32.
+        source: for the model folder's record: file, sha256, layout.
+        licence: for the same.
+    """
+
+    kind: Kind
+    config: ModelConfig
+    params: Mapping[str, np.ndarray]
+    source: Mapping[str, Any]
+    licence: str
+
+
+def convert(
+    kind: Kind,
+    source: str | Path,
+    destination: str | Path,
+    *,
+    clip: str | Path | None = None,
+    sam: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: str = "float32",
+) -> Path:
+    """Make a model folder from a checkpoint and return its path.
+
+    Args:
+        kind: "clip", "sam", "catseg" or "sammi".
+        source: a checkpoint file or folder; for "sammi" a CLIP or a CAT-Seg, or a model folder of
+            either.
+        destination: the model folder; it must not exist, or be empty.
+        clip: a folder with CLIP's tokenizer files, where none lie beside ``source``.
+        sam: for "sammi", and needed there: a SAM checkpoint or model folder.
+        tokenizer: a tokenizer file, or a folder with one, before all other places.
+        dtype: of the stored parameters, "float32" or "bfloat16".
+
+    Raises:
+        SammiError: any of these cannot be used; nothing is written.
+    """
+    if kind not in KINDS:
+        raise SammiError(f"kind {kind!r} is none of {', '.join(KINDS)}")
+    if dtype not in DTYPES:
+        raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    if kind == "sammi" and sam is None:
+        raise SammiError("SAM-MI needs a SAM as well: give sam (a checkpoint or a model folder)")
+    destination = check_destination(destination)
+    initialised: list[str] = []
+    if kind == "sammi":
+        model, initialised = _put_together(source, cast(Path, sam))
+    else:
+        model = read_source(source, (kind,))
+    words = None if kind == "sam" else _find_tokenizer(model.config, source, clip, tokenizer)
+    return write_model(
+        destination,
+        kind,
+        model.config,
+        model.params,
+        source=model.source,
+        licence=model.licence,
+        tokenizer=words,
+        dtype=dtype,
+        initialised=initialised,
+    )
+
+
+def read_source(path: str | Path, kinds: Sequence[Kind]) -> Converted:
+    """A checkpoint or model folder of one of ``kinds``, as our parameters.
+
+    Raises:
+        SammiError: unreadable, of another kind, or not exactly filled by its table.
+    """
+    path = Path(path).expanduser()
+    if is_model_folder(path):
+        found = read_model(path, kinds)
+        meta = found.meta
+        return Converted(found.kind, found.config, found.params, meta["source"], meta["licence"])
+    checkpoint = read_tensors(path)
+    kind = _kind_of(path, checkpoint.tensors, kinds)
+    try:
+        source = _RULES[kind](
+            checkpoint.tensors, config_json=checkpoint.config_json, overrides=None
+        )
+        expected = expected_params(source.config)
+        params = apply_rules(checkpoint.tensors, source.rules, expected, source.ignored)
+    except SammiError as error:
+        raise SammiError(f"{path}: {error}") from error
+    record = {"file": path.name, "sha256": checkpoint.sha256, "layout": source.layout}
+    return Converted(kind, source.config, params, record, _LICENCES[kind])
+
+
+def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
+    family = family_of(keys)
+    if family is None:
+        if len(kinds) == 1:
+            return kinds[0]  # its own table names what is missing
+        few = ", ".join(list(keys)[:3])
+        raise SammiError(f"{path}: looks like none of {', '.join(kinds)} (it holds {few}, ...)")
+    if family.kind not in kinds:
+        mend = (
+            "give it as --sam, and a CLIP or CAT-Seg as SRC"
+            if "clip" in kinds and len(kinds) > 1
+            else f"use: sammi convert {family.kind} SRC DST"
+        )
+        raise SammiError(f"{path}: looks like a {family.title} checkpoint; {mend}")
+    return cast(Kind, family.kind)
+
+
+def _put_together(source: str | Path, sam: str | Path) -> tuple[Converted, list[str]]:
+    base, masks = read_source(source, ("clip", "catseg")), read_source(sam, ("sam",))
+    config, params, initialised = assemble(
+        cast(ClipConfig | SegmenterConfig, base.config),
+        base.params,
+        cast(SamConfig, masks.config),
+        masks.params,
+    )
+    record = {base.kind: dict(base.source), "sam": dict(masks.source)}
+    licence = f"{base.licence}; {masks.licence}"
+    return Converted("sammi", config, params, record, licence), initialised
+
+
+def _find_tokenizer(
+    config: ModelConfig,
+    source: str | Path,
+    clip: str | Path | None,
+    tokenizer: str | Path | None,
+) -> Tokenizer | None:
+    """The named tokenizer, else the one in ``clip``, else the one beside ``source``."""
+    found = _read_tokenizer(source, clip, tokenizer)
+    if found is None:
+        warnings.warn(
+            f"no tokenizer beside {source}: the model folder will take token ids only; "
+            "to have one, convert with --tokenizer FILE_OR_DIR",
+            stacklevel=3,
+        )
+        return None
+    text = cast(ClipConfig, getattr(config, "clip", config)).text
+    if found.vocab_size > text.vocab_size:
+        raise SammiError(
+            f"the tokenizer has {found.vocab_size} tokens, the model rows for {text.vocab_size}: "
+            "name the model's own with --tokenizer"
+        )
+    return found
+
+
+def _read_tokenizer(
+    source: str | Path, clip: str | Path | None, tokenizer: str | Path | None
+) -> Tokenizer | None:
+    if tokenizer is not None:
+        path = Path(tokenizer).expanduser()
+        return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
+    source = Path(source).expanduser()
+    folders = [source if source.is_dir() else source.parent]
+    if clip is not None:
+        folders.insert(0, Path(clip).expanduser())
+        if not folders[0].is_dir():
+            raise SammiError(f"{folders[0]}: no such folder; give one with CLIP's tokenizer files")
+    for folder in folders:
+        if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+            return Tokenizer.from_folder(folder)
+    return None

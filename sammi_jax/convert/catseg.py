@@ -1,0 +1,294 @@
+"""CAT-Seg's released checkpoints: configuration and table (catseg.md part g).
+
+The file holds a CLIP with query, key and value apart under ``sem_seg_head.predictor.clip_model.``,
+the aggregator under ``sem_seg_head.predictor.transformer.``, and two up-sampling layers. Sizes are
+read from shapes. What shapes do not say comes from overrides, else from a description beside the
+checkpoint, else from the published configurations.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sammi_jax.config import AggregatorConfig, ClipConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.convert import clip
+from sammi_jax.convert.rules import CONV, CONV_TRANSPOSE, IDENTITY, LINEAR, Rule, Source, Transform
+from sammi_jax.errors import SammiError
+
+Tensors = Mapping[str, np.ndarray]
+Row = tuple[str, str, Transform]
+
+CLIP_PREFIX = "sem_seg_head.predictor.clip_model."
+AGGREGATOR_PREFIX = "sem_seg_head.predictor.transformer."
+
+_AGGREGATOR_OVERRIDES = (
+    "num_heads",
+    "window_size",
+    "grid_size",
+    "pooling_size",
+    "pad_length",
+    "attention",
+)
+OVERRIDES = (
+    *clip.OVERRIDES,
+    *_AGGREGATOR_OVERRIDES,
+    "taps",
+    "crop_size",
+    "sliding",
+    "template",
+)
+
+# Of the released models, by the image tower's depth: ViT-B/16 and ViT-L/14@336.
+_TAPS = {12: (3, 7), 24: (7, 15)}
+
+_FLATTEN = Transform("[1, 1, c] -> [c]", lambda a: a.reshape(-1), lambda a: a[None, None])
+
+
+def _rows(source: str, target: str, kernel: Transform, *, bias: bool = True) -> list[Row]:
+    rows = [(f"{source}.weight", f"{target}/kernel", kernel)]
+    return [*rows, (f"{source}.bias", f"{target}/bias", IDENTITY)] if bias else rows
+
+
+def _norm(source: str, target: str) -> list[Row]:
+    return [
+        (f"{source}.weight", f"{target}/scale", IDENTITY),
+        (f"{source}.bias", f"{target}/bias", IDENTITY),
+    ]
+
+
+_BLOCK: list[Row] = [
+    *_norm("norm1", "norm1"),
+    *_rows("attn.q", "attention/query", LINEAR),
+    *_rows("attn.k", "attention/key", LINEAR),
+    *_rows("attn.v", "attention/value", LINEAR),
+    *_rows("attn.proj", "attention/out", LINEAR),
+    *_norm("norm2", "norm2"),
+    *_rows("mlp.fc1", "mlp/fc1", LINEAR),
+    *_rows("mlp.fc2", "mlp/fc2", LINEAR),
+]
+_LAYER: list[Row] = [
+    *_norm("swin_block.guidance_norm", "spatial/guidance_norm"),
+    *((f"swin_block.block_1.{s}", f"spatial/blocks/0/{t}", f) for s, t, f in _BLOCK),
+    *((f"swin_block.block_2.{s}", f"spatial/blocks/1/{t}", f) for s, t, f in _BLOCK),
+    ("attention.padding_tokens", "classes/padding_token", _FLATTEN),
+    ("attention.padding_guidance", "classes/padding_guidance", _FLATTEN),
+    *_norm("attention.norm1", "classes/norm1"),
+    *_rows("attention.attention.q", "classes/attention/query", LINEAR),
+    *_rows("attention.attention.k", "classes/attention/key", LINEAR),
+    *_rows("attention.attention.v", "classes/attention/value", LINEAR),
+    *_norm("attention.norm2", "classes/norm2"),
+    *_rows("attention.MLP.0", "classes/mlp/fc1", LINEAR),
+    *_rows("attention.MLP.2", "classes/mlp/fc2", LINEAR),
+]
+_DECODER_BLOCK: list[Row] = [
+    *_rows("up", "up", CONV_TRANSPOSE),
+    *_rows("conv.double_conv.0", "conv1", CONV, bias=False),
+    *_norm("conv.double_conv.1", "norm1"),
+    *_rows("conv.double_conv.3", "conv2", CONV, bias=False),
+    *_norm("conv.double_conv.4", "norm2"),
+]
+_SINGLES: list[Row] = [
+    *_rows("conv1", "embedding", CONV),
+    *_rows("guidance_projection.0", "appearance_projection", CONV),
+    *_rows("text_guidance_projection.0", "text_projection", LINEAR),
+    *_rows("decoder_guidance_projection.0.0", "decoder_projections/0", CONV),
+    *_rows("decoder_guidance_projection.1.0", "decoder_projections/1", CONV),
+    *((f"decoder1.{s}", f"decoder/0/{t}", f) for s, t, f in _DECODER_BLOCK),
+    *((f"decoder2.{s}", f"decoder/1/{t}", f) for s, t, f in _DECODER_BLOCK),
+    *_rows("head", "head", CONV),
+]
+_UPSAMPLING: list[Row] = [
+    *_rows("upsample1", "upsample1", CONV_TRANSPOSE),
+    *_rows("upsample2", "upsample2", CONV_TRANSPOSE),
+]
+
+
+def model_rules(config: SegmenterConfig, layout: clip.Layout, start: str = "") -> list[Rule]:
+    """The exhaustive table; ``start`` stands before every key, and in ``layout``'s prefix too."""
+    return [
+        *clip.clip_rules(config.clip, layout, "clip/"),
+        *(Rule(start + s, t, f) for s, t, f in _UPSAMPLING),
+        *aggregator_rules(config.aggregator.num_layers, start + AGGREGATOR_PREFIX),
+    ]
+
+
+def aggregator_rules(
+    num_layers: int, source: str = AGGREGATOR_PREFIX, target: str = "aggregator/"
+) -> list[Rule]:
+    """The table of the aggregator alone, from keys under one prefix to paths under another."""
+    rows = [
+        *_SINGLES,
+        *(
+            (f"layers.{i}.{s}", f"layers/{i}/{t}", f)
+            for i in range(num_layers)
+            for s, t, f in _LAYER
+        ),
+    ]
+    return [Rule(source + s, target + t, f) for s, t, f in rows]
+
+
+def aggregator_config(
+    tensors: Tensors, known: Mapping[str, Any], prefix: str = AGGREGATOR_PREFIX
+) -> AggregatorConfig:
+    """Sizes of the aggregator from its tensors; ``known`` holds what shapes do not say.
+
+    Raises:
+        SammiError: a tensor that gives a size is missing or of another rank.
+    """
+    shape = lambda key, rank: _shape(tensors, prefix + key, rank)  # noqa: E731
+    hidden_dim, num_templates = shape("conv1.weight", 4)[:2]
+    decoders = [shape(f"decoder{i}.conv.double_conv.0.weight", 4) for i in (1, 2)]
+    guidance = [shape(f"decoder_guidance_projection.{i}.0.weight", 4) for i in (0, 1)]
+    sizes = {name: known[name] for name in _AGGREGATOR_OVERRIDES if name in known}
+    return AggregatorConfig(
+        hidden_dim=hidden_dim,
+        num_templates=num_templates,
+        num_layers=_num_layers(tensors, prefix),
+        appearance_dim=shape("guidance_projection.0.weight", 4)[0],
+        text_dim=shape("text_guidance_projection.0.weight", 2)[0],
+        decoder_dims=(decoders[0][0], decoders[1][0]),
+        decoder_guidance_dims=(guidance[0][1], guidance[1][1]),
+        decoder_guidance_proj_dims=(guidance[0][0], guidance[1][0]),
+        **{**sizes, **_window_sizes(tensors, prefix)},
+    )
+
+
+def rules_for(
+    tensors: Tensors,
+    *,
+    config_json: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Source:
+    """Lay out the conversion of a CAT-Seg checkpoint (`SegmenterConfig` without masks).
+
+    Args:
+        tensors: the state dictionary; its keys may all begin with ``module.``.
+        config_json: a description beside it, as that of ``../shared/goldens/catseg_tiny.json``:
+            heads, pooling, taps and the rest that no shape shows. The released files have none.
+        overrides: any of `OVERRIDES`, before everything else.
+
+    Raises:
+        SammiError: not a CAT-Seg, or one whose sizes cannot be found out.
+    """
+    start = "module." if all(key.startswith("module.") for key in tensors) else ""
+    known = {**_described(config_json), **_checked(overrides or {})}
+    aggregator = aggregator_config(tensors, known, start + AGGREGATOR_PREFIX)
+    inside = start + CLIP_PREFIX
+    layout = clip.detect_layout(key for key in tensors if key.startswith(inside))
+    clip_known = {name: known[name] for name in clip.OVERRIDES if name in known}
+    clip_config = clip.infer_config(tensors, layout, overrides=clip_known)
+    ignored = {
+        key: "the mask of shifted windows, made anew"
+        for key in tensors
+        if key.startswith(start + AGGREGATOR_PREFIX) and key.endswith(".attn_mask")
+    }
+    ignored |= clip.ignored_keys(tensors, layout)
+    config = _segmenter_config(clip_config, aggregator, known)
+    return Source(config, model_rules(config, layout, start), ignored, "catseg")
+
+
+def _segmenter_config(
+    clip_config: ClipConfig, aggregator: AggregatorConfig, known: Mapping[str, Any]
+) -> SegmenterConfig:
+    default, depth = SegmenterConfig(), clip_config.vision.num_layers
+    taps = known.get("taps") or _TAPS.get(depth)
+    if taps is None:
+        raise SammiError(
+            f"no released CAT-Seg has a CLIP of {depth} layers, and nothing says which two feed "
+            "the decoder: put a .json with config.layer_indexes beside the checkpoint"
+        )
+    crop_size = known.get("crop_size", default.crop_size)
+    published = default.sliding if crop_size == default.crop_size else None
+    return replace(
+        default,
+        clip=clip_config,
+        aggregator=aggregator,
+        crop_size=crop_size,
+        clip_size=aggregator.grid_size * clip_config.vision.patch_size,
+        taps=tuple(taps),
+        template=known.get("template", default.template),
+        sliding=known.get("sliding", published),
+    )
+
+
+def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    unknown = sorted(set(overrides) - set(OVERRIDES))
+    if unknown:
+        raise SammiError(
+            f"{', '.join(unknown)}: not among CAT-Seg's overrides {', '.join(OVERRIDES)}"
+        )
+    return overrides
+
+
+def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the file beside the checkpoint says, by our names."""
+    if description is None:
+        return {}
+    try:
+        return _by_our_names(description)
+    except (KeyError, TypeError, IndexError) as error:
+        raise SammiError(
+            f"the .json beside the checkpoint does not describe a CAT-Seg ({error!r}): "
+            "mend it or move it away"
+        ) from error
+
+
+def _by_our_names(description: Mapping[str, Any]) -> dict[str, Any]:
+    config = description["config"]
+    towers, head, sliding = config["clip"], config["agg"], description.get("sliding")
+    known = {
+        "vision_heads": towers.get("vision_heads"),
+        "text_heads": towers.get("transformer_heads"),
+        "num_heads": head.get("num_heads"),
+        "window_size": head.get("window"),
+        "grid_size": _side(head.get("grid")),
+        "pooling_size": _side(head.get("pooling")),
+        "pad_length": description.get("pad_len"),
+        "attention": head.get("attention_type"),
+        "taps": config.get("layer_indexes"),
+        "crop_size": config.get("crop"),
+        "template": description.get("template"),
+        "sliding": sliding and SlidingConfig(_side(sliding["out_res"]), sliding["stride"]),
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _side(size: Any) -> Any:
+    """Side of a square given as [side, side]."""
+    if size is not None and (len(size) != 2 or size[0] != size[1]):
+        raise SammiError(f"the .json beside the checkpoint: {size} is not a square [side, side]")
+    return size and size[0]
+
+
+def _shape(tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
+    if key not in tensors:
+        raise SammiError(f"the checkpoint does not fit the model: missing {key}")
+    shape = np.shape(tensors[key])
+    if len(shape) != rank:
+        raise SammiError(
+            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes"
+        )
+    return shape
+
+
+def _num_layers(tensors: Tensors, prefix: str) -> int:
+    """One more than the largest layer number among the keys, so that gaps show as missing keys."""
+    pattern = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
+    numbers = [int(match[1]) for match in map(pattern.match, tensors) if match]
+    if not numbers:
+        raise SammiError(f"the checkpoint does not fit the model: missing {prefix}layers.*")
+    return max(numbers) + 1
+
+
+def _window_sizes(tensors: Tensors, prefix: str) -> dict[str, int]:
+    """Sides of a window and of the cost map, from the stored mask of shifted windows if any."""
+    key = f"{prefix}layers.0.swin_block.block_2.attn_mask"
+    if key not in tensors:
+        return {}
+    windows, tokens, _ = _shape(tensors, key, 3)
+    window = math.isqrt(tokens)
+    return {"window_size": window, "grid_size": window * math.isqrt(windows)}

@@ -1,0 +1,38 @@
+"""Which model a checkpoint holds, by the beginnings of its keys."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of checkpoint, for telling one from another before any table is tried.
+
+    Attributes:
+        kind: the model folder's kind.
+        title: for messages.
+        marks: some key begins with each of them.
+    """
+
+    kind: str
+    title: str
+    marks: tuple[str, ...]
+
+
+# In this order: CAT-Seg's checkpoints hold a whole CLIP under a prefix.
+_FAMILIES = (
+    Family("catseg", "CAT-Seg", ("sem_seg_head.predictor.",)),
+    Family("sam", "SAM (Meta)", ("image_encoder.patch_embed.", "mask_decoder.")),
+    Family("sam", "SAM (Hugging Face)", ("vision_encoder.patch_embed.", "mask_decoder.")),
+    Family("clip", "CLIP (Hugging Face)", ("vision_model.embeddings.", "text_model.embeddings.")),
+    Family("clip", "CLIP (OpenAI)", ("visual.class_embedding", "token_embedding.")),
+)
+
+
+def family_of(keys: Iterable[str]) -> Family | None:
+    """The family that the keys show, or None."""
+    keys = list(keys)
+    for family in _FAMILIES:
+        if all(any(key.startswith(mark) for key in keys) for mark in family.marks):
+            return family
+    return None

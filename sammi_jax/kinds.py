@@ -1,0 +1,71 @@
+"""The kinds of model: each one's configuration class and constructor."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+import jax
+from flax import nnx
+
+from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.params import abstract_params
+
+Kind = Literal["clip", "sam", "catseg", "sammi"]
+ModelConfig = ClipConfig | SamConfig | SegmenterConfig
+
+CONFIGS: dict[str, type[ModelConfig]] = {
+    "clip": ClipConfig,
+    "sam": SamConfig,
+    "catseg": SegmenterConfig,
+    "sammi": SegmenterConfig,
+}
+KINDS = tuple(CONFIGS)
+
+
+class _Keys(nnx.Rngs):
+    """`nnx.Rngs` whose count is a Python number.
+
+    Under a trace the array that Flax counts with costs seconds for a whole model: each increment
+    asks the tracer for its sharding, and JAX searches the program so far for the text of an error
+    that Flax then drops.
+    """
+
+    def __init__(self, seed: int):
+        self._seed, self._count = seed, 0
+
+    def params(self) -> jax.Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(jax.random.key(self._seed), self._count)
+
+
+def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
+    """The constructor of a configuration's model, quick to trace.
+
+    For `params.abstract_params` and `params.build`, and for initialisation under `jax.jit`.
+    """
+    module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
+    return lambda: module(config, rngs=_Keys(seed))
+
+
+@lru_cache(maxsize=4)  # one conversion asks for the same model several times
+def expected_params(config: ModelConfig) -> Mapping[str, Any]:
+    """Shape and dtype of every parameter of the configuration's model, by path.
+
+    Raises:
+        SammiError: its sizes make no model.
+    """
+    try:
+        return MappingProxyType(abstract_params(model_maker(config)))
+    except SammiError:
+        raise
+    except Exception as error:  # sizes that do not fit together fail anywhere in a constructor
+        raise SammiError(
+            f"the configuration makes no model ({type(error).__name__}: {one_line(error)})"
+        ) from error

@@ -1,0 +1,34 @@
+"""Initial values, drawn on the host where that is possible.
+
+A program that draws a large model's parameters with JAX's generator takes minutes to compile on a
+CPU, and most parameters are overwritten by a checkpoint anyway. Outside a trace the values come
+from numpy: the same on every platform. Inside one (`jax.jit`, `nnx.eval_shape`) they come from JAX.
+"""
+
+import jax
+import numpy as np
+
+from sammi_jax.typing import Array
+
+
+def is_traced(key: Array) -> bool:
+    """Whether the key belongs to a program that is being traced."""
+    return isinstance(key, jax.core.Tracer)
+
+
+def _generator(key: Array) -> np.random.Generator:
+    return np.random.default_rng(np.asarray(jax.random.key_data(key)))
+
+
+def uniform(key: Array, shape: tuple[int, ...], bound: float) -> Array:
+    """float32 values of U(-bound, bound)."""
+    if is_traced(key):
+        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return jax.numpy.asarray(_generator(key).uniform(-bound, bound, shape).astype(np.float32))
+
+
+def normal(key: Array, shape: tuple[int, ...], std: float = 1.0) -> Array:
+    """float32 values of N(0, std^2)."""
+    if is_traced(key):
+        return std * jax.random.normal(key, shape)
+    return jax.numpy.asarray((std * _generator(key).standard_normal(shape)).astype(np.float32))

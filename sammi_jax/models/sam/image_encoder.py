@@ -1,0 +1,233 @@
+"""SAM's image encoder: a ViT with windowed and global attention and relative positions.
+
+Original: facebookresearch/segment-anything, segment_anything/modeling/image_encoder.py
+(Kirillov et al. 2023, section 3; the backbone is Li et al., ViTDet, 2022; the decomposed relative
+positions are MViTv2's, Li et al. 2022, equation 4).
+
+Deviations: channels last; query, key and value have their own kernels; equal blocks are stacked
+and scanned (stages of windowed blocks followed by one global block); large attention maps are
+worked off in blocks of queries, so that they are never held whole.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from sammi_jax.config import SamConfig
+from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
+from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.ops.windows import window_merge, window_partition
+from sammi_jax.typing import Array, Float
+
+EPS = 1e-6  # of every norm here, as in the original's build_sam.py and LayerNorm2d
+QUERY_BLOCK = 512  # queries whose scores against all keys are held at once
+
+
+def relative_positions(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
+    """``out[q, k] = table[q - k + size - 1]`` for positions along one axis of ``size`` cells.
+
+    A table of another length than ``2 * size - 1`` is interpolated linearly, as in the original.
+    """
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        table = jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
+    return table[np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1]
+
+
+def _attend(
+    query: Float[Array, "*b r w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "r h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b r w d"]:
+    """Attention of some rows of queries to the whole map; scores and positions in float32."""
+    full = query.astype(jnp.float32)
+    bias_h = jnp.einsum("...rwd,rhd->...rwh", full, rel_h.astype(jnp.float32))
+    bias_w = jnp.einsum("...rwd,wvd->...rwv", full, rel_w.astype(jnp.float32))
+    scores = jnp.einsum(
+        "...rwd,...hvd->...rwhv",
+        query * query.shape[-1] ** -0.5,
+        key,
+        preferred_element_type=jnp.float32,
+    )
+    scores = scores + bias_h[..., :, None] + bias_w[..., None, :]
+    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)
+    return jnp.einsum("...rwhv,...hvd->...rwd", weights, value)
+
+
+def _attend_by_rows(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """`_attend` for all queries, `QUERY_BLOCK` of them at a time."""
+    height, width = query.shape[-3:-1]
+    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * width <= QUERY_BLOCK]
+    rows = max(fitting, default=1)
+    if rows == height:
+        return _attend(query, key, value, rel_h, rel_w)
+
+    @jax.checkpoint  # the backward pass makes a block's scores again instead of keeping them all
+    def block(inputs: tuple[Array, Array]) -> Array:
+        return _attend(inputs[0], key, value, inputs[1], rel_w)
+
+    query_blocks = rearrange(query, "... (i r) w d -> i ... r w d", r=rows)
+    out = jax.lax.map(block, (query_blocks, rearrange(rel_h, "(i r) k d -> i r k d", r=rows)))
+    return rearrange(out, "i ... r w d -> ... (i r) w d")
+
+
+def _attend_by_heads(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """`_attend_by_rows`, one head (the last leading axis) at a time."""
+    heads = [jnp.moveaxis(x, -4, 0) for x in (query, key, value)]
+    out = jax.lax.map(lambda x: _attend_by_rows(x[0], x[1], x[2], rel_h, rel_w), heads)
+    return jnp.moveaxis(out, 0, -4)
+
+
+def decomposed_attention(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """``softmax(q k / sqrt(d) + q rel_h[y, y'] + q rel_w[x, x']) v`` over the cells of a map.
+
+    Args:
+        query: heads are the last leading axis, as for ``key`` and ``value``.
+        key: see ``query``.
+        value: see ``query``.
+        rel_h: relative positions of rows, indexed by (row of the query, row of the key).
+        rel_w: the same of columns.
+    """
+    height, width = query.shape[-3:-1]
+    if height * width <= QUERY_BLOCK:
+        return _attend(query, key, value, rel_h, rel_w)
+    # A CPU is twice as fast when one head's block of scores fits its cache; an accelerator wants
+    # all heads at once.
+    return jax.lax.platform_dependent(
+        query, key, value, rel_h, rel_w, cpu=_attend_by_heads, default=_attend_by_rows
+    )
+
+
+class RelativeAttention(nnx.Module):
+    """Self-attention over all cells of a square map, with decomposed relative positions."""
+
+    def __init__(self, dim: int, num_heads: int, size: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.query = linear(dim, dim, rngs=rngs)
+        self.key = linear(dim, dim, rngs=rngs)
+        self.value = linear(dim, dim, rngs=rngs)
+        self.out = linear(dim, dim, rngs=rngs)
+        self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, dim // num_heads)))
+        self.rel_pos_w = nnx.Param(jnp.zeros((2 * size - 1, dim // num_heads)))
+
+    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+        """Attend within each map."""
+        height, width = x.shape[-3:-1]
+        query, key, value = (
+            rearrange(project(x), "... h w (n d) -> ... n h w d", n=self.num_heads)
+            for project in (self.query, self.key, self.value)
+        )
+        rel_h = relative_positions(self.rel_pos_h[...], height)
+        rel_w = relative_positions(self.rel_pos_w[...], width)
+        heads = decomposed_attention(query, key, value, rel_h, rel_w)
+        return self.out(rearrange(heads, "... n h w d -> ... h w (n d)"))
+
+
+class EncoderBlock(nnx.Module):
+    """Pre-norm transformer block; attention in windows, or global where ``window_size`` is 0."""
+
+    def __init__(self, config: SamConfig, window_size: int, *, rngs: nnx.Rngs):
+        self.window_size = window_size
+        self.norm1 = layer_norm(config.width, eps=EPS, rngs=rngs)
+        self.attention = RelativeAttention(
+            config.width, config.num_heads, window_size or config.grid_size, rngs=rngs
+        )
+        self.norm2 = layer_norm(config.width, eps=EPS, rngs=rngs)
+        self.mlp = Mlp(config.width, config.width * config.mlp_ratio, activation="gelu", rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Apply attention and MLP, each with its residual."""
+        attend = self._attend_in_windows if self.window_size else self.attention
+        x = x + attend(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+    def _attend_in_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        height, width = x.shape[1:3]
+        window = self.window_size
+        # Zeros below and to the right, after the norm; they take part in attention, as originally.
+        pad_h, pad_w = -height % window, -width % window
+        x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
+        windows = window_partition(x, window)
+        windows = rearrange(windows, "b n (p q) c -> b n p q c", p=window)
+        windows = rearrange(self.attention(windows), "b n p q c -> b n (p q) c")
+        return window_merge(windows, (height + pad_h, width + pad_w))[:, :height, :width]
+
+
+class Neck(nnx.Module):
+    """1 x 1 and 3 x 3 convolution, each followed by a norm over the channels."""
+
+    def __init__(self, dim: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.conv1 = linear(dim, out_channels, use_bias=False, rngs=rngs)
+        self.norm1 = layer_norm(out_channels, eps=EPS, rngs=rngs)
+        self.conv2 = Conv(out_channels, out_channels, 3, use_bias=False, rngs=rngs)
+        self.norm2 = layer_norm(out_channels, eps=EPS, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        """Map the last block's output to the image embedding."""
+        return self.norm2(self.conv2(self.norm1(self.conv1(x))))
+
+
+class ImageEncoder(nnx.Module):
+    """Image to image embedding.
+
+    The blocks are held as two stacks, all windowed ones and all global ones, in the order in which
+    they run: ``num_layers / num_stages - 1`` windowed blocks (perhaps none), one global, and again.
+    """
+
+    def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
+        self.num_stages = config.num_stages
+        num_windowed = config.num_layers - config.num_stages
+        self.patch_embed = PatchEmbed(config.patch_size, config.width, rngs=rngs)
+        self.pos_embed = nnx.Param(jnp.zeros((config.grid_size, config.grid_size, config.width)))
+        make = lambda window: lambda r: EncoderBlock(config, window, rngs=r)  # noqa: E731
+        self.windowed_blocks = (
+            Stack(make(config.window_size), num_windowed, rngs=rngs) if num_windowed else None
+        )
+        self.global_blocks = Stack(make(0), config.num_stages, rngs=rngs)
+        self.neck = Neck(config.width, config.out_channels, rngs=rngs)
+
+    def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
+        """Encode normalised, padded images of side ``image_size``."""
+        x = self.patch_embed(image) + self.pos_embed[...]
+        return self.neck(self._run_stages(x))
+
+    def _run_stages(self, x: Float[Array, "b g g c"]) -> Float[Array, "b g g c"]:
+        stacks = [stack for stack in (self.windowed_blocks, self.global_blocks) if stack]
+        graphdefs, states = zip(*(nnx.split(stack.block) for stack in stacks), strict=True)
+        by_stage = jax.tree.map(
+            lambda leaf: leaf.reshape(self.num_stages, -1, *leaf.shape[1:]), states
+        )
+
+        def stage(x: Array, stage_states: tuple[nnx.State, ...]) -> tuple[Array, None]:
+            for graphdef, blocks in zip(graphdefs, stage_states, strict=True):
+                x, _ = jax.lax.scan(
+                    lambda x, block, graphdef=graphdef: (nnx.merge(graphdef, block)(x), None),
+                    x,
+                    blocks,
+                )
+            return x, None
+
+        x, _ = jax.lax.scan(stage, x, by_stage)
+        return x

@@ -1,0 +1,152 @@
+"""The whole of CAT-Seg against the reference's outputs on a tiny random checkpoint (../shared/goldens)."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from sammi_jax import inference
+from sammi_jax.convert.catseg import rules_for
+from sammi_jax.convert.rules import apply_rules, invert_rules
+from sammi_jax.images import segmenter_input
+from sammi_jax.losses import segmentation_loss
+from sammi_jax.models.sammi import Sammi, view_layout
+from sammi_jax.ops.views import ViewLayout
+from sammi_jax.params import abstract_params, build
+from tests.parity import assert_parity, errors
+
+
+class Reference:
+    def __init__(self, folder):
+        self.facts = json.loads((folder / "catseg_tiny.json").read_text())
+        tensors = load_file(folder / "catseg_tiny.safetensors")
+        self.source = rules_for(tensors, config_json=self.facts, overrides=None)
+        self.config = self.source.config
+        make = lambda: Sammi(self.config, rngs=nnx.Rngs(0))  # noqa: E731
+        params = apply_rules(tensors, self.source.rules, abstract_params(make), self.source.ignored)
+        self.model = build(make, params)
+        self.eval, self.slide, self.train = (
+            np.load(folder / f"catseg_tiny_{part}.npz") for part in ("eval", "slide", "train")
+        )
+
+
+@pytest.fixture(scope="module")
+def reference():
+    from tests.conftest import SHARED
+
+    if not SHARED.is_dir():
+        pytest.skip(f"no reference data at {SHARED}")
+    return Reference(SHARED / "goldens")
+
+
+def _hwc(image):
+    return np.ascontiguousarray(image.transpose(1, 2, 0))
+
+
+def _plain_input(reference, image):
+    import dataclasses
+
+    return segmenter_input(_hwc(image), dataclasses.replace(reference.config, sliding=None))
+
+
+def _forward(reference, clip_in, text, pooling):
+    count = len(text)
+    output = jax.jit(
+        lambda views: reference.model(
+            views, None, text, jnp.ones(count, bool),
+            layout=ViewLayout(reference.config.aggregator.grid_size), pooling_size=pooling,
+        )
+    )(clip_in[:, None])  # fmt: skip
+    return output.logits[:, 0]
+
+
+def test_text(reference):
+    for split in ("test", "train"):
+        ids = reference.eval[f"tokens_{split}"][:, None]
+        text = reference.model.encode_text(jnp.asarray(ids))[:, 0]
+        assert_parity(text, reference.eval[f"text_{split}"], name=f"catseg text {split}")
+
+
+def test_plain_square(reference):
+    data = reference.eval
+    clip_in = inference.clip_views(_plain_input(reference, data["image_square"]).canvas, 96)
+    assert_parity(clip_in.transpose(0, 3, 1, 2), data["eval_pool1/clip_in"], name="catseg clip_in")
+    text = jnp.asarray(data["text_test"])[:, None]
+    for tag, pooling in (("pool1", 1), ("poolT", 2)):
+        logits = _forward(reference, clip_in, text, pooling)
+        assert_parity(logits, data[f"eval_{tag}/logits"], name=f"catseg logits {tag}")
+        if pooling == 1:
+            scores = inference.resize_scores(jax.nn.sigmoid(logits[0]), (96, 96))
+            assert_parity(scores, data["eval_pool1/sem_seg"], name="catseg sem_seg")
+
+
+def test_plain_rectangle(reference):
+    data = reference.eval
+    clip_in = inference.clip_views(_plain_input(reference, data["image_rect"]).canvas, 96)
+    assert_parity(clip_in.transpose(0, 3, 1, 2), data["rect_plain/clip_in"], name="rect clip_in")
+    text = jnp.asarray(data["text_test"])[:, None]
+    logits = _forward(reference, clip_in, text, 2)
+    assert_parity(logits, data["rect_plain/logits"], name="rect logits")
+    size = tuple(reference.facts["rect_output_size"])
+    scores = inference.resize_scores(jax.nn.sigmoid(logits[0]), size)
+    assert_parity(scores, data["rect_plain/sem_seg"], name="rect sem_seg")
+
+
+def test_sliding_window(reference):
+    data, config = reference.slide, reference.config
+    inputs = segmenter_input(_hwc(reference.eval["image_rect"]), config)
+    text = jnp.asarray(reference.eval["text_test"])[:, None]
+    mask = jnp.ones(len(text), bool)
+    output = jax.jit(lambda x: inference.forward_input(reference.model, x, text, mask))(inputs)
+    assert_parity(output.logits[0], data["logits"], name="sliding logits")
+    layout = view_layout(config)
+    blended = inference.blend(output.logits, config, layout)
+    assert_parity(blended[0], data["blend"], rel_l2=5e-4, name="sliding blend (float16 reference)")
+    size = tuple(reference.facts["sliding"]["output_size"])
+    scores = inference.resize_scores(blended[0], size)
+    assert_parity(scores, data["sem_seg"], name="sliding sem_seg")
+
+
+def _loss(reference, model, **options):
+    data = reference.train
+    images = jnp.asarray(data["image"].transpose(0, 2, 3, 1).astype("f"))
+    ids = jnp.asarray(reference.eval["tokens_train"])[:, None]
+    mask = jnp.ones(len(ids), bool)
+    pooling = reference.config.aggregator.pooling_size
+    output = inference.forward_crops(model, images, ids, mask, pooling)
+    labels = jnp.asarray(data["target"].astype(np.int32))
+    return segmentation_loss(output.logits[:, 0], labels, mask, **options)
+
+
+def test_training_loss_keeps_ignored_pixels_as_negatives(reference):
+    assert_parity(
+        _loss(reference, reference.model), reference.facts["loss_reference"], 1e-6, "loss"
+    )
+    dropped = _loss(reference, reference.model, ignored_as_negative=False)
+    assert_parity(
+        dropped, reference.facts["loss_if_ignored_pixels_were_dropped"], 1e-6, "loss, dropped"
+    )
+
+
+def test_training_gradients(reference):
+    graphdef, state = nnx.split(reference.model)
+    grads = jax.jit(jax.grad(lambda s: _loss(reference, nnx.merge(graphdef, s))))(state)
+    flat = {"/".join(map(str, p)): np.asarray(v.get_value()) for p, v in nnx.to_flat_state(grads)}
+    ours = invert_rules(flat, reference.source.rules)
+    norms = reference.facts["grad_norms_step0"]
+    total = np.sqrt(sum(value**2 for value in norms.values()))
+    compared = 0
+    for key in reference.train.files:
+        if key.startswith("grad/"):
+            name = key.removeprefix("grad/")
+            _, absolute = errors(ours[name], reference.train[key])
+            # Against the whole gradient's norm: single tensors may have a true gradient of zero.
+            assert absolute <= 2e-6 * total, f"{name}: {absolute:.2e}"
+            compared += 1
+    assert compared >= 10
+    for name, norm in norms.items():
+        assert abs(np.linalg.norm(ours[name]) - norm) <= 1e-5 * total, name

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from sammi_jax.config import SegmenterConfig, SlidingConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.images import load_image, resize_short_side, sam_input, segmenter_input
+
+
+@pytest.fixture
+def colours(rng):
+    return rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
+
+
+def test_rgba_grey_palette_and_cmyk_become_rgb(tmp_path, colours):
+    rgb = Image.fromarray(colours)
+    rgba = rgb.convert("RGBA")
+    rgba.putalpha(40)
+    rgba.save(tmp_path / "rgba.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "rgba.png"), colours)
+    rgb.convert("L").save(tmp_path / "grey.png")
+    grey = load_image(tmp_path / "grey.png")
+    assert grey.shape == (7, 9, 3)
+    assert (grey[..., 0] == grey[..., 2]).all()
+    rgb.convert("P").save(tmp_path / "palette.png")
+    expected = np.asarray(Image.open(tmp_path / "palette.png").convert("RGB"))
+    np.testing.assert_array_equal(load_image(tmp_path / "palette.png"), expected)
+    assert load_image(rgb.convert("CMYK")).shape == (7, 9, 3)
+
+
+def test_sixteen_bits_are_scaled_not_cut(tmp_path):
+    values = np.array([[0, 257, 32768, 65535]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "wide.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "wide.png")[0, :, 1], [0, 1, 128, 255])
+
+
+def test_exif_orientation_is_applied(tmp_path, colours):
+    image = Image.fromarray(colours)
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    image.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.png"), np.rot90(colours, -1))
+
+
+def test_unreadable_files_name_the_culprit(tmp_path, colours):
+    (tmp_path / "text.png").write_text("not a picture")
+    Image.fromarray(colours).save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "empty.png").touch()
+    for name, words in [
+        ("text.png", "not an image"),
+        ("cut.jpg", "cannot be decoded"),
+        ("empty.png", "not an image"),
+        ("none.png", "no such file"),
+    ]:
+        with pytest.raises(SammiError, match=f"{name}.*{words}") as error:
+            load_image(tmp_path / name)
+        assert "\n" not in str(error.value)
+    with pytest.raises(SammiError, match="cannot be decoded"):
+        load_image(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 4, 2), (4,)])
+def test_arrays_that_are_no_pictures(shape):
+    with pytest.raises(SammiError, match="image array"):
+        load_image(np.zeros(shape, np.uint8))
+    with pytest.raises(SammiError, match="float64"):
+        load_image(np.zeros((4, 4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 640), (640, 853)), ((100, 1000), (256, 2560)), ((1, 1), (640, 640))],
+)
+def test_short_side_rule(size, expected):
+    assert resize_short_side(np.zeros((*size, 3), np.uint8)).shape[:2] == expected
+
+
+def test_sam_input_keeps_the_aspect_and_pads_with_zeros():
+    padded, size = sam_input(np.full((50, 100, 3), 9, np.uint8), 64)
+    np.testing.assert_array_equal(size, [32, 64])
+    assert (padded[:32] == 9).all()
+    assert (padded[32:] == 0).all()
+
+
+def test_plain_mode_pads_with_the_mean_colour(colours):
+    config = SegmenterConfig(sliding=None)
+    canvas = segmenter_input(colours, config).canvas
+    assert canvas.shape == (1, 384, 384, 3)
+    np.testing.assert_allclose(
+        canvas[0, -1, -1], [122.7709383, 116.7460125, 104.09373615], rtol=1e-6
+    )
+
+
+def test_sliding_mode_gives_canvas_and_overview(colours):
+    config = SegmenterConfig(sliding=SlidingConfig())
+    inputs = segmenter_input(colours, config)
+    assert inputs.canvas.shape == (1, 640, 640, 3)
+    assert inputs.overview.shape == (1, 384, 384, 3)
+    assert inputs.sam_image is None

@@ -1,0 +1,235 @@
+import importlib.metadata
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from tokenizers import AddedToken, models, pre_tokenizers, processors
+
+from sammi_jax.errors import SammiError
+from sammi_jax.text.tokenizer import BPE_FILE, END, START, Tokenizer
+from sammi_jax.text.vocabulary import first_synonym, parse_class_list, prompts, read_class_file
+
+TEXTS = [
+    "A photo of a potted plant's leaf 3 in the scene",
+    "wall-brick",
+    "  hot   dog\t",
+    "Café au lait, naïve façade",
+    "ÉCOLE 1234 no. 5!?",
+    "we'll they've I'm he'd it's don't",
+    "日本語 страница 😀",
+    "",
+    "x" * 30,
+]
+
+
+@pytest.fixture(scope="module")
+def bpe_file() -> Path:
+    """OpenAI's vocabulary, which only the wheel of open_clip_torch brings along."""
+    try:
+        files = importlib.metadata.files("open_clip_torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("open_clip_torch is not installed (pip install --no-deps open_clip_torch)")
+    (path,) = [file.locate() for file in files if file.name == BPE_FILE]
+    return Path(str(path))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bpe_file) -> Tokenizer:
+    return Tokenizer.from_folder(bpe_file.parent)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tokenizer, tmp_path_factory) -> transformers.CLIPTokenizer:
+    """transformers' own tokenizer on a vocabulary and merges taken from what we save."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer.save(folder)
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    pairs = [tuple(merge) for merge in model["merges"]]
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    lines = "".join(f"{left} {right}\n" for left, right in pairs)
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{lines}", encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    theirs = transformers.CLIPTokenizer.from_pretrained(folder)
+    theirs.folder = folder
+    return theirs
+
+
+def padded(ids: list[int], length: int = 77) -> list[int]:
+    return ids + [0] * (length - len(ids))
+
+
+def test_the_real_vocabulary(tokenizer):
+    assert tokenizer.vocab_size == 49408
+    rows = tokenizer(["a photo of a cat", "dog"])
+    assert rows.dtype == np.int32
+    assert rows[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert rows[1].tolist() == padded([49406, 1929, 49407])
+
+
+def test_goldens(tokenizer, goldens):
+    arrays = np.load(goldens / "catseg_tiny_eval.npz")
+    settings = json.loads((goldens / "catseg_tiny.json").read_text())
+    for split in ("test", "train"):
+        texts = prompts(settings[f"{split}_classes"], settings["template"])
+        np.testing.assert_array_equal(tokenizer(texts), arrays[f"tokens_{split}_real"])
+
+
+def test_same_ids_as_transformers(tokenizer, hugging_face):
+    rows = tokenizer(TEXTS)
+    for text, row in zip(TEXTS, rows, strict=True):
+        assert row.tolist() == padded(hugging_face(text)["input_ids"]), text
+
+
+def test_every_class_name_as_transformers(tokenizer, hugging_face, shared):
+    names = []
+    for file in sorted((shared / "vocab").glob("*.json")):
+        names += json.loads(file.read_text(encoding="utf-8")).get("classes", [])
+    texts = prompts([name for name in names if isinstance(name, str)], "A photo of a {}")
+    assert len(texts) > 2000
+    rows = tokenizer(texts)
+    for row, ids in zip(rows, hugging_face(texts)["input_ids"], strict=True):
+        assert row.tolist() == padded(ids)
+
+
+def test_three_sources_agree(tokenizer, hugging_face, tmp_path):
+    from_vocabulary = Tokenizer.from_folder(hugging_face.folder)
+    hugging_face.save_pretrained(tmp_path / "theirs")
+    from_theirs = Tokenizer.from_folder(tmp_path / "theirs")
+    tokenizer.save(tmp_path)
+    from_ours = Tokenizer.from_folder(tmp_path)
+    for other in (from_vocabulary, from_theirs, from_ours):
+        assert other.vocab_size == 49408
+        np.testing.assert_array_equal(other(TEXTS), tokenizer(TEXTS))
+
+
+def test_saved_file_serves_transformers(tokenizer, tmp_path):
+    """The special tokens are in the file's own post-processing too."""
+    tokenizer.save(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert theirs.encode("a cat").ids == [49406, 320, 2368, 49407]
+
+
+def word_tokenizer(**special: int) -> tokenizers.Tokenizer:
+    vocabulary = {"[UNK]": 0, "cat": 1, "dog": 2, "red": 3, **special}
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer
+
+
+def test_any_vocabulary_with_the_special_tokens(tmp_path):
+    words = word_tokenizer(**{START: 4, END: 5})
+    words.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, 4), (END, 5)]
+    )
+    words.enable_padding(length=12, pad_id=5)
+    words.enable_truncation(3)
+    words.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer("red cat zebra", 8).tolist() == [[4, 3, 1, 0, 5, 0, 0, 0]]
+    assert tokenizer(["red", "red cat dog"], context_length=5).tolist() == [
+        [4, 3, 5, 0, 0],
+        [4, 3, 1, 2, 5],
+    ]
+    added = word_tokenizer()
+    added.add_special_tokens([AddedToken(START), AddedToken(END)])
+    assert Tokenizer(added)(["cat"], 4).tolist() == [[4, 1, 5, 0]]
+
+
+def test_long_texts_are_cut_with_one_warning():
+    tokenizer = Tokenizer(word_tokenizer(**{START: 4, END: 5}))
+    texts = ["red red red red cat", "dog", "cat cat cat cat"]
+    with pytest.warns(UserWarning, match="longer than 5 tokens") as caught:
+        rows = tokenizer(texts, 5)
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert texts[0] in message
+    assert texts[2] in message
+    assert "dog" not in message
+    assert rows.tolist() == [[4, 3, 3, 3, 5], [4, 2, 5, 0, 0], [4, 1, 1, 1, 5]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer(["red cat dog"], 5)
+
+
+def test_folder_without_a_tokenizer(tmp_path):
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(SammiError, match=r"no tokenizer; put tokenizer.json, or vocab.json and"):
+        Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("special", "message"),
+    [({}, "not a CLIP tokenizer"), ({END: 4, START: 5}, "has id 4 and another token 5")],
+)
+def test_vocabulary_without_the_special_tokens(tmp_path, special, message):
+    word_tokenizer(**special).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(SammiError, match=message):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_damaged_files(tmp_path, bpe_file):
+    (tmp_path / "tokenizer.json").write_text('{"model":')
+    with pytest.raises(SammiError, match=r"tokenizer.json: cannot be read as a tokenizer") as error:
+        Tokenizer.from_folder(tmp_path)
+    assert "\n" not in str(error.value)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "merges.txt").write_text("a b c d\n")
+    (tmp_path / "vocab.json").write_text("[1]")
+    with pytest.raises(SammiError, match=r"vocab.json: cannot be read as a tokenizer"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    shutil.copy(bpe_file, tmp_path)
+    whole = (tmp_path / BPE_FILE).read_bytes()
+    (tmp_path / BPE_FILE).write_bytes(whole[: len(whole) // 10])
+    with pytest.raises(SammiError, match=r"bpe_simple_vocab_16e6.txt.gz"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_class_list_from_text():
+    assert parse_class_list("cat, dog") == ["cat", "dog"]
+    assert parse_class_list(" traffic light ,cat,") == ["traffic light", "cat"]
+
+
+@pytest.mark.parametrize("text", ["", " , ,"])
+def test_empty_class_list(text):
+    with pytest.raises(SammiError, match="the class list is empty"):
+        parse_class_list(text)
+
+
+def test_duplicate_classes_are_named():
+    with pytest.raises(SammiError, match="names Cat, hot  dog more than once") as error:
+        parse_class_list("cat, hot dog, Cat, bird, hot  dog, Cat")
+    assert "\n" not in str(error.value)
+
+
+def test_class_list_from_a_file(tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("building, edifice\n\n bed \nroad, route\n", encoding="utf-8")
+    names = parse_class_list(str(file))
+    assert names == ["building, edifice", "bed", "road, route"] == read_class_file(file)
+    assert prompts(names, "A photo of a {} in the scene") == [
+        f"A photo of a {name} in the scene" for name in ("building", "bed", "road")
+    ]
+    with pytest.raises(SammiError, match="cannot be read as a list of class names"):
+        parse_class_list(str(tmp_path / "absent.txt"))
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SammiError, match="cannot be read as a list of class names"):
+        read_class_file(file)
+
+
+def test_first_synonym():
+    assert first_synonym("adding machine, totalizer, totaliser") == "adding machine"
+    assert first_synonym("bed ") == "bed"
+    assert first_synonym("a,b") == "a,b"
+
+
+def test_prompt_template_must_have_one_place():
+    assert prompts(["{cat}"], "a {} {set}") == ["a {cat} {set}"]
+    for template in ("a photo", "{} and {}"):
+        with pytest.raises(SammiError, match="must hold one"):
+            prompts(["cat"], template)
