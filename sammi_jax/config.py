@@ -117,7 +117,7 @@ class TsppConfig:
     """Text-guided Sparse Point Prompter. All fields are [ours] (method.md section 2)."""
 
     num_points: int = 64  # slots K; how many are valid depends on the image
-    dim: int = 256  # width of the two projection heads
+    dim: int | None = None  # width of the two heads; None: CLIP's, so that they start as CLIP
     scale: float = 100.0  # initial temperature of the class distribution (CLIP's own)
     min_score: float = 0.05  # tau: a point below it is not valid
     sigma: float = 3.0  # radius of the suppression, in cells of the cost map

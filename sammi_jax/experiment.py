@@ -92,6 +92,14 @@ class SegmentConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
+class EvalConfig:
+    """How `eval.py` runs."""
+
+    batch_size: int = 8
+    num_examples: int | None = None  # the first ones only; None: all
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One experiment."""
 
@@ -99,6 +107,7 @@ class TrainConfig:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
+    eval: EvalConfig = EvalConfig()
     steps: int = 80_000
     batch_size: int = 4  # over all devices
     seed: int = 0  # of initial weights, order and sampling
@@ -180,7 +189,7 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {"kind": config.task.kind, **to_dict(config)}
 
 
-_MAY_CHANGE = ("mesh", "log_every", "checkpoint_every", "keep")
+_MAY_CHANGE = ("mesh", "eval", "log_every", "checkpoint_every", "keep")
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:

@@ -155,6 +155,8 @@ def write_model(
         (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         stored = {path: _to_store(value, DTYPES[dtype]) for path, value in params.items()}
         save_file(stored, temporary / WEIGHTS_FILE)
+        # safetensors makes files for the owner's eyes only
+        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
         if tokenizer is not None:
             tokenizer.save(temporary)
     return folder

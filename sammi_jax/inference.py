@@ -12,6 +12,8 @@ from einops import rearrange
 
 from sammi_jax.config import SegmenterConfig
 from sammi_jax.images import CLIP_MEAN, CLIP_STD, SegmenterInput
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.cost_map import cost_map
 from sammi_jax.models.sammi import (
     MaskProposals,
     SamInput,
@@ -52,6 +54,21 @@ def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> Sa
     return SamInput(jnp.where(inside, normalised, 0.0), sizes)
 
 
+def zero_shot(
+    clip: Clip,
+    inputs: SegmenterInput,
+    text_features: Float[Array, "t p d"],
+    config: SegmenterConfig,
+) -> Prediction:
+    """CLIP's own cost map of whole images, views stitched: cosines instead of probabilities."""
+    layout = view_layout(config)
+    views = _views(inputs, config, layout)
+    features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
+    cost = cost_map(features, text_features).mean(axis=-1)
+    maps = rearrange(cost, "(b v) h w t -> b v h w t", v=layout.num_views)
+    return Prediction(rearrange(stitch(maps, layout), "b h w t -> b t h w"), None)
+
+
 def forward_crops(
     model: Sammi,
     images: Float[Array, "b s s 3"],
@@ -84,21 +101,28 @@ def forward_input(
 ) -> SegmenterOutput:
     """Logits of every view of whole images: four windows and the global view, or one view."""
     config, layout = model.config, view_layout(model.config)
-    views = inputs.canvas[:, None]
-    if layout.has_global_view:
-        windows = cut_windows(inputs.canvas, layout, config.crop_size // layout.window)
-        views = jnp.concatenate([windows, inputs.overview[:, None]], axis=1)
     sam_input = None
     if config.masks is not None:
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
     return model(
-        clip_views(views, config.clip_size),
+        _views(inputs, config, layout),
         sam_input,
         text_features,
         class_mask,
         layout=layout,
         pooling_size=1,  # training pools the class attention, evaluation does not
     )
+
+
+def _views(
+    inputs: SegmenterInput, config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b v s s 3"]:
+    """CLIP's input for every view of whole images."""
+    views = inputs.canvas[:, None]
+    if layout.has_global_view:
+        windows = cut_windows(inputs.canvas, layout, config.crop_size // layout.window)
+        views = jnp.concatenate([windows, inputs.overview[:, None]], axis=1)
+    return clip_views(views, config.clip_size)
 
 
 def predict(

@@ -27,7 +27,8 @@ def segmentation_loss(
         ignore_label: label of pixels without a class.
         ignored_as_negative: ignored pixels count as "no class" (the reference); else not at all.
     """
-    logits = resize(logits[..., None], labels.shape[1:], "bilinear", align_corners=False)[..., 0]
+    size = (labels.shape[1], labels.shape[2])
+    logits = resize(logits[..., None], size, "bilinear", align_corners=False)[..., 0]
     logits = logits.astype(jnp.float32)
     known = labels != ignore_label
     classes = jnp.arange(logits.shape[1])[:, None, None]

@@ -4,8 +4,10 @@
 (docs/python.md has examples).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +18,16 @@ from PIL import Image
 from sammi_jax import inference
 from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.folder import ModelFolder, read_model
+from sammi_jax.folder import ModelFolder, describe, read_model
 from sammi_jax.images import (
     SegmenterInput,
     load_image,
     resize_short_side,
     segmenter_input,
 )
+from sammi_jax.kinds import model_maker
 from sammi_jax.models.clip import Clip
-from sammi_jax.models.sam.sam import Sam
-from sammi_jax.models.sammi import Sammi
+from sammi_jax.models.sammi import Sammi, text_embeddings
 from sammi_jax.params import build
 from sammi_jax.segmentation import Segmentation
 from sammi_jax.text.tokenizer import Tokenizer
@@ -39,7 +41,8 @@ class _Compiled:
     """A module split once, whose methods run under `jax.jit`."""
 
     def __init__(self, module: nnx.Module):
-        self._graphdef, self._state = nnx.split(module)
+        self._graphdef, state = nnx.split(module)
+        self._state = jax.device_put(state)
         self._jitted = jax.jit(self._call, static_argnums=(0,), static_argnames=("multimask",))
 
     def _call(self, method: str, state: nnx.State, *args, **kwargs):
@@ -49,21 +52,11 @@ class _Compiled:
         return self._jitted(method, self._state, *args, **kwargs)
 
 
-def _read(folder: str | Path, *kinds: str) -> ModelFolder:
-    model = read_model(folder)
-    if model.kind not in kinds:
-        raise SammiError(
-            f"{folder}: holds a {model.kind} model, not {' or '.join(kinds)}; "
-            f"give another folder or convert with: sammi convert {kinds[-1]} SRC DST"
-        )
-    return model
-
-
 def _tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
     if model.tokenizer_path is None:
         raise SammiError(
-            f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer "
-            "(a folder with tokenizer.json, vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz)"
+            f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer, "
+            "a folder with tokenizer.json, vocab.json and merges.txt, or OpenAI's vocabulary"
         )
     return Tokenizer.from_folder(model.tokenizer_path.parent)
 
@@ -73,10 +66,9 @@ class ClipModel:
 
     def __init__(self, folder: str | Path):
         self._folder = folder
-        self._model = _read(folder, "clip")
+        self._model = read_model(folder, ["clip"])
         self.config: ClipConfig = self._model.config
-        make = lambda: Clip(self.config, rngs=nnx.Rngs(0))  # noqa: E731
-        self._run = _Compiled(build(make, self._model.params))
+        self._run = _Compiled(build(model_maker(self.config), self._model.params))
 
     def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
         """Embeddings, not normalised, of CLIP-normalised images."""
@@ -106,10 +98,9 @@ class SamModel:
     """Segment Anything, compiled. Coordinates are pixels of the padded input."""
 
     def __init__(self, folder: str | Path):
-        model = _read(folder, "sam")
+        model = read_model(folder, ["sam"])
         self.config: SamConfig = model.config
-        make = lambda: Sam(self.config, rngs=nnx.Rngs(0))  # noqa: E731
-        self._run = _Compiled(build(make, model.params))
+        self._run = _Compiled(build(model_maker(self.config), model.params))
 
     def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Image embeddings of SAM-normalised, padded images."""
@@ -136,27 +127,38 @@ class SamModel:
         )
 
 
-class Segmenter:
-    """CAT-Seg or SAM-MI: pictures and class names in, label maps out.
+class _TextPrompted:
+    """A model that scores the classes of a text list at every place of an image.
 
     Text embeddings are kept for each class list that was used; the class axis is padded to a
     multiple of 8, so that one compiled program serves several lists.
     """
 
-    def __init__(self, folder: str | Path):
-        model = _read(folder, "catseg", "sammi")
-        self.config: SegmenterConfig = model.config
-        make = lambda: Sammi(self.config, rngs=nnx.Rngs(0))  # noqa: E731
-        self._graphdef, self._state = nnx.split(build(make, model.params))
+    config: SegmenterConfig
+
+    def __init__(self, folder: str | Path, model: ModelFolder, module: nnx.Module):
         self._folder, self._model = folder, model
+        self._graphdef, state = nnx.split(module)
+        self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], tuple[Array, Array]] = {}
-        self._encode_text = jax.jit(
-            lambda state, ids: nnx.merge(self._graphdef, state).encode_text(ids)
-        )
-        self._predict = jax.jit(
-            lambda state, *args: inference.predict(nnx.merge(self._graphdef, state), *args)
-        )
+        self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
+        self._predict = jax.jit(lambda state, *args: self._score(self._merge(state), *args))
         self._resize = jax.jit(inference.resize_scores, static_argnums=1)
+        self._best = jax.jit(
+            lambda scores, size: inference.resize_scores(scores, size).argmax(axis=0),
+            static_argnums=1,
+        )
+
+    def _merge(self, state: nnx.State) -> Any:
+        return nnx.merge(self._graphdef, state)
+
+    def _embed(self, module: Any, token_ids: Array) -> Array:
+        raise NotImplementedError
+
+    def _score(
+        self, module: Any, inputs: SegmenterInput, features: Array, mask: Array
+    ) -> inference.Prediction:
+        raise NotImplementedError
 
     def text_features(self, class_names: Sequence[str]) -> tuple[Array, Array]:
         """Embeddings ``[t, 1, d]`` of the classes and the class mask ``[t]``, both padded.
@@ -184,11 +186,32 @@ class Segmenter:
     def predict_batch(
         self, inputs: SegmenterInput, class_names: Sequence[str]
     ) -> inference.Prediction:
-        """Class probabilities ``[b, t, O, O]`` on the canvas, and the mask proposals, on device."""
+        """Class scores ``[b, t, O, O]`` on the canvas, and the mask proposals, on the device."""
         features, mask = self.text_features(class_names)
         prediction = self._predict(self._state, inputs, features, mask)
         probabilities = prediction.probabilities[:, : len(class_names)]
         return inference.Prediction(probabilities, prediction.proposals)
+
+    def label_map(self, scores: Float[Array, "t h w"], size: tuple[int, int]) -> Int[Array, "h w"]:
+        """The best class of each pixel, the scores resized to the image's (height, width)."""
+        return self._best(scores, size)
+
+
+class Segmenter(_TextPrompted):
+    """CAT-Seg or SAM-MI: pictures and class names in, label maps out."""
+
+    def __init__(self, folder: str | Path):
+        model = read_model(folder, ["catseg", "sammi"])
+        self.config = model.config
+        super().__init__(folder, model, build(model_maker(model.config), model.params))
+
+    def _embed(self, module: Sammi, token_ids: Array) -> Array:
+        return module.encode_text(token_ids)
+
+    def _score(
+        self, module: Sammi, inputs: SegmenterInput, features: Array, mask: Array
+    ) -> inference.Prediction:
+        return inference.predict(module, inputs, features, mask)
 
     def segment(
         self, image: str | Path | Image.Image | NpArray, class_names: Sequence[str]
@@ -202,24 +225,58 @@ class Segmenter:
         Raises:
             SammiError: an unreadable picture, an empty or duplicated class list, no tokenizer.
         """
+        class_names = check_class_names(class_names)
         pixels = load_image(image)
         prediction = self.predict_batch(self.prepare(pixels), class_names)
         size = pixels.shape[:2]
         scores = np.asarray(self._resize(prediction.probabilities[0], size))
-        points = masks = None
+        points, masks = np.zeros((0, 2), np.float32), np.zeros((0, *size), bool)
         if prediction.proposals is not None:
-            p = jax.tree.map(lambda x: np.asarray(x[0]), prediction.proposals)
-            points = p.points[p.point_valid] * np.array([size[1], size[0]], np.float32)
-            maps = p.masks[p.valid].astype(np.float32)
-            masks = np.asarray(self._resize(maps, size)) >= 0.5
+            first = jax.tree.map(lambda x: np.asarray(x[0]), prediction.proposals)
+            points = first.points[first.point_valid] * np.array([size[1], size[0]], np.float32)
+            soft = self._resize(first.masks.astype(np.float32), size)
+            masks = (np.asarray(soft) >= 0.5)[first.valid]
         return Segmentation(
             image=pixels,
-            class_names=[name.strip() for name in class_names],
+            class_names=class_names,
             labels=scores.argmax(axis=0).astype(np.int32),
             scores=scores,
-            points=np.zeros((0, 2), np.float32) if points is None else points,
-            masks=np.zeros((0, *size), bool) if masks is None else masks,
+            points=points,
+            masks=masks,
         )
+
+
+class ZeroShot(_TextPrompted):
+    """CLIP's cost map alone, as the baseline that the trained heads are measured against.
+
+    Args:
+        folder: a CLIP model folder.
+        config: sizes and template of the segmenter that it is compared with.
+    """
+
+    def __init__(self, folder: str | Path, config: SegmenterConfig):
+        model = read_model(folder, ["clip"])
+        self.config = dataclasses.replace(config, clip=model.config, masks=None)
+        super().__init__(folder, model, build(model_maker(model.config), model.params))
+
+    def _embed(self, module: Clip, token_ids: Array) -> Array:
+        return text_embeddings(module, token_ids)
+
+    def _score(
+        self, module: Clip, inputs: SegmenterInput, features: Array, mask: Array
+    ) -> inference.Prediction:
+        del mask
+        return inference.zero_shot(module, inputs, features, self.config)
+
+
+def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:
+    """What a model folder predicts label maps with; a CLIP folder does it zero-shot.
+
+    Raises:
+        SammiError: the folder is missing, damaged, or holds a SAM.
+    """
+    kind = describe(folder, ["catseg", "sammi", "clip"]).kind
+    return ZeroShot(folder, config) if kind == "clip" else Segmenter(folder)
 
 
 def load(folder: str | Path) -> Segmenter:

@@ -208,6 +208,17 @@ def test_tokenizer_from_elsewhere(tmp_path, clip_file, capsys, option):
     assert set(words) == {"a", "cat", START, END}
 
 
+def test_tokenizer_added_to_a_model_folder(tmp_path, clip_file):
+    assert convert_clip(clip_file, tmp_path / "m") == 0
+    save_tokenizer(tmp_path / "words.json")
+    options = ["--tokenizer", tmp_path / "words.json", "--dtype", "bfloat16"]
+    assert convert_clip(tmp_path / "m", tmp_path / "again", *options) == 0
+    first, again = describe(tmp_path / "m"), describe(tmp_path / "again")
+    assert again.tokenizer_path is not None
+    assert again.meta == first.meta
+    assert {tensor.dtype for tensor in again.tensors.values()} == {"bfloat16"}
+
+
 def test_no_tokenizer_is_a_warning(tmp_path, clip_file, capsys):
     assert convert_clip(clip_file, tmp_path / "m") == 0
     (line,) = capsys.readouterr().err.splitlines()

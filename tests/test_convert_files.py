@@ -21,6 +21,7 @@ from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
 from sammi_jax.convert import sammi as convert_sammi
 from sammi_jax.folder import describe, read_model
 from sammi_jax.kinds import model_maker
+from sammi_jax.models.sammi import SamInput
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.params import build
 
@@ -298,6 +299,22 @@ def test_sammi_from_catseg(sammi_folder, catseg_folder, sam_file, tmp_path):
         np.testing.assert_array_equal(found.params[path], value, err_msg=path)
     fresh = {path.split("/")[0] for path in set(found.params) - set(given)}
     assert fresh == {"tspp", "dmi"}
+
+
+def segment_with_masks(model, clip_in, text, sam_image):
+    mask = jnp.ones(len(text), bool)
+    layout = ViewLayout(model.config.aggregator.grid_size)
+    sam_input = SamInput(sam_image, jnp.full((1, 2), float(SIDE)))
+    output = model(clip_in[:, None], sam_input, text[:, None], mask, layout=layout, pooling_size=1)
+    return output.logits[:, 0]
+
+
+def test_sammi_starts_as_catseg(sammi_folder, goldens, rng):
+    data = np.load(goldens / "catseg_tiny_eval.npz")
+    clip_in = data["eval_pool1/clip_in"].transpose(0, 2, 3, 1)
+    sam_image = rng.normal(size=(1, SIDE, SIDE, 3)).astype("f")
+    logits = run(segment_with_masks, load(sammi_folder), clip_in, data["text_test"], sam_image)
+    assert_parity(logits, data["eval_pool1/logits"], name="SAM-MI put together, untrained")
 
 
 def test_sammi_is_the_same_each_time(sammi_folder, catseg_folder, sam_file, tmp_path, goldens):

@@ -127,8 +127,9 @@ def test_files_are_plain(written):
     assert meta["kind"] == "clip"
     assert meta["format"] == 1
     assert meta["config"] == to_dict(CLIP)
-    assert not stat.S_IMODE(written.stat().st_mode) & ~0o777 & ~umask()
     assert stat.S_IMODE(written.stat().st_mode) == 0o777 & ~umask()
+    for path in written.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask()
 
 
 def umask():

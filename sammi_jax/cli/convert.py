@@ -12,7 +12,8 @@ lay it out:
   clip    CLIP from Hugging Face, OpenAI (TorchScript archive or state dict) or OpenCLIP
   sam     SAM from Meta's .pth or from Hugging Face
   catseg  CAT-Seg's released .pth
-  sammi   SAM-MI put together: SRC is a CLIP or CAT-Seg (checkpoint or model folder), --sam a SAM
+  sammi   SAM-MI put together: SRC is a CLIP or CAT-Seg, --sam a SAM
+A model folder serves as SRC too, to add a tokenizer or to change the dtype.
 
 Every tensor of the checkpoint is used or knowingly dropped, and every parameter is filled;
 otherwise the keys are listed and nothing is written."""

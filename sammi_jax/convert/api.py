@@ -65,8 +65,8 @@ def convert(
 
     Args:
         kind: "clip", "sam", "catseg" or "sammi".
-        source: a checkpoint file or folder; for "sammi" a CLIP or a CAT-Seg, or a model folder of
-            either.
+        source: a checkpoint file or folder of that kind, for "sammi" of a CLIP or a CAT-Seg; or a
+            model folder of it (to add a tokenizer, to change the dtype).
         destination: the model folder; it must not exist, or be empty.
         clip: a folder with CLIP's tokenizer files, where none lie beside ``source``.
         sam: for "sammi", and needed there: a SAM checkpoint or model folder.
@@ -111,8 +111,8 @@ def read_source(path: str | Path, kinds: Sequence[Kind]) -> Converted:
     path = Path(path).expanduser()
     if is_model_folder(path):
         found = read_model(path, kinds)
-        meta = found.meta
-        return Converted(found.kind, found.config, found.params, meta["source"], meta["licence"])
+        source, licence = found.meta.get("source", {}), found.meta.get("licence", "unknown")
+        return Converted(found.kind, found.config, found.params, source, licence)
     checkpoint = read_tensors(path)
     kind = _kind_of(path, checkpoint.tensors, kinds)
     try:

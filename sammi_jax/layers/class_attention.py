@@ -45,7 +45,7 @@ def _linear_attention(query, key, value, class_mask, padding_key, padding_value,
 
 def _full_attention(query, key, value, class_mask, padding_key, padding_value, num_padding):
     """Softmax attention; one key counted n times is one key whose score is larger by log n."""
-    batch, _, height, width = query.shape[:4]
+    batch, classes, height, width = query.shape[:4]
     query, key, value = (rearrange(a, "b t h w n d -> b h w n t d") for a in (query, key, value))
     append = lambda a, last: jnp.concatenate(  # noqa: E731
         [a, repeat(last, "n d -> b h w n 1 d", b=batch, h=height, w=width)], axis=-2
@@ -56,7 +56,7 @@ def _full_attention(query, key, value, class_mask, padding_key, padding_value, n
         query,
         append(key, padding_key),
         append(value, padding_value),
-        bias=bias[:, None, None, None, None, :],
+        bias=repeat(bias, "b s -> b 1 1 1 t s", t=classes),
     )
     return rearrange(heads, "b h w n t d -> b t h w n d")
 

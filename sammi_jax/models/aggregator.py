@@ -41,7 +41,7 @@ class DecoderBlock(nnx.Module):
     """Doubles the side: transposed convolution, guidance appended, two convolutions with norms."""
 
     def __init__(self, in_dim: int, guidance_dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        groups = out_dim // GROUP_SIZE
+        groups = max(out_dim // GROUP_SIZE, 1)
         self.up = TransposedConv(in_dim, in_dim - guidance_dim, 2, rngs=rngs)
         self.conv1 = Conv(in_dim, out_dim, 3, use_bias=False, rngs=rngs)
         self.norm1 = group_norm(out_dim, groups, rngs=rngs)
@@ -169,8 +169,9 @@ class Aggregator(nnx.Module):
             text = text[0][chosen]
         logits = self._aggregate(cost, text, mask, appearance, decoder_guidance, pooling_size)
         if chosen is not None:
-            everything = jnp.full((batch, num_classes, *logits.shape[2:]), ABSENT_LOGIT)
-            logits = everything.at[jnp.arange(batch)[:, None], chosen].set(logits)
+            shape = (batch, num_classes, *logits.shape[2:])
+            absent = jnp.full(shape, ABSENT_LOGIT, logits.dtype)
+            logits = absent.at[jnp.arange(batch)[:, None], chosen].set(logits)
         return logits
 
     def _aggregate(self, cost, text, mask, appearance, decoder_guidance, pooling_size) -> Array:
@@ -183,7 +184,8 @@ class Aggregator(nnx.Module):
         logits = self.decode(x, self.project_guidance(decoder_guidance))
         if self.config.cost_skip:
             raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
-            raw = resize(raw, logits.shape[2:], "bilinear", align_corners=False)[..., 0]
+            size = (logits.shape[2], logits.shape[3])
+            raw = resize(raw, size, "bilinear", align_corners=False)[..., 0]
             logits = logits + self.skip_scale[...] * raw + self.skip_bias[...]
         return jnp.where(mask[:, :, None, None], logits, ABSENT_LOGIT)
 

@@ -26,6 +26,7 @@ from sammi_jax.models.dmi import Dmi
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.models.smagg import aggregate_masks
 from sammi_jax.models.tspp import PointPrompts, Tspp, class_distribution, grid_points, sample_points
+from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
@@ -99,10 +100,7 @@ class Sammi(nnx.Module):
 
     def encode_text(self, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
         """F_t: unit-length text embeddings of every class and template."""
-        features = self.clip.encode_text(rearrange(token_ids, "t p l -> (t p) l"))
-        features = rearrange(features, "(t p) d -> t p d", p=token_ids.shape[1])
-        norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-        return features / jnp.maximum(norm, 1e-12)
+        return text_embeddings(self.clip, token_ids)
 
     def encode_views(self, views: Float[Array, "n s s 3"]) -> ImageFeatures:
         """F_l, F_h1 and F_h2 of CLIP-normalised square images (section 1; catseg.md part a)."""
@@ -147,7 +145,7 @@ class Sammi(nnx.Module):
         )
         if tspp_logits is not None:
             tspp_logits = rearrange(
-                tspp_logits + self.tspp.bias[...], "(b v) h w t -> b v h w t", b=b
+                self.tspp.calibrated(tspp_logits), "(b v) h w t -> b v h w t", b=b
             )
         return SegmenterOutput(logits, tspp_logits, proposals)
 
@@ -271,6 +269,12 @@ def _passes(config: MaskFilterConfig, iou: Array, stability: Array, area: Array)
         & (area >= config.min_area)
         & (area <= config.max_area)
     )
+
+
+def text_embeddings(clip: Clip, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
+    """Unit-length CLIP embeddings of every class and template."""
+    features = clip.encode_text(rearrange(token_ids, "t p l -> (t p) l"))
+    return rearrange(l2_normalize(features), "(t p) d -> t p d", p=token_ids.shape[1])
 
 
 def view_layout(config: SegmenterConfig) -> ViewLayout:

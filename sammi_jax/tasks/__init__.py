@@ -1,10 +1,11 @@
 """The tasks that `sammi_jax.loop` trains."""
 
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import CaptionConfig, PromptConfig, TrainConfig
+from sammi_jax.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.tasks.base import Task
 from sammi_jax.tasks.caption import CaptionTask
 from sammi_jax.tasks.prompt import PromptTask
+from sammi_jax.tasks.segment import SegmentTask
 
 
 def make_task(config: TrainConfig) -> Task:
@@ -18,4 +19,6 @@ def make_task(config: TrainConfig) -> Task:
             return CaptionTask(config, config.task)
         case PromptConfig():
             return PromptTask(config, config.task)
+        case SegmentConfig():
+            return SegmentTask(config, config.task)
     raise SammiError(f"task: no task is configured by {type(config.task).__name__}")

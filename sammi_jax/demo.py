@@ -1,0 +1,113 @@
+"""`make demo`: the main job on embedded data, through the commands that real runs use.
+
+Trains a tiny CLIP, a tiny SAM, CAT-Seg on the CLIP, and SAM-MI on both, evaluates them on classes
+that training saw and did not see, and segments a few scenes. Every stage is a command of its own,
+printed before it runs; nothing here knows how to train or to evaluate.
+"""
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from sammi_jax.data.openshapes import OpenShapes
+from sammi_jax.errors import SammiError
+from sammi_jax.evaluation.report import markdown
+
+_ROOT = Path(__file__).resolve().parent.parent
+_DATASETS = "os48/val_seen,os48/val_unseen"
+_PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every stage; the exit code of the first that fails."""
+    parser = argparse.ArgumentParser(description="Train and evaluate the tiny models.")
+    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="for all output")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
+    options = parser.parse_args(arguments)
+    try:
+        return run(options.workdir, options.seed)
+    except subprocess.CalledProcessError as error:
+        print(f"demo: this command failed: {shlex.join(error.cmd)}", file=sys.stderr)
+        return 1
+    except SammiError as error:
+        print(f"demo: error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(work: Path, seed: int) -> int:
+    """All stages in order; a stage whose result is already there is resumed, or left alone."""
+    times: dict[str, float] = {}
+    train = lambda name, *settings: _train(work, seed, times, name, *settings)  # noqa: E731
+    clip = train("clip")
+    sam = train("sam")
+    catseg = train("catseg", f"task.clip={clip}")
+    sammi = train("sammi", f"task.segmenter={catseg}", f"task.sam={sam}")
+    results = []
+    for title, folder in (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi)):
+        results += _evaluate(work, times, title, folder)
+    pictures = _pictures(work, times, sammi)
+    table = _table(results, times)
+    (work / "results.md").write_text(table)
+    print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {pictures}")
+    return 0
+
+
+def _command(times: dict[str, float], stage: str, script: str, *arguments: object) -> None:
+    command = [sys.executable, *script.split(), *map(str, arguments)]
+    print(f"\n[{stage}] {shlex.join(['python', *command[1:]])}", flush=True)
+    began = time.perf_counter()
+    subprocess.run(command, check=True, cwd=_ROOT)
+    times[stage] = time.perf_counter() - began
+
+
+def _train(work: Path, seed: int, times: dict[str, float], name: str, *settings: str) -> Path:
+    folder = work.resolve() / name
+    if not (folder / "model").is_dir():
+        arguments = [part for setting in (f"seed={seed}", *settings) for part in ("--set", setting)]
+        config = f"configs/openshapes_{name}.py"
+        _command(times, f"train {name}", "train.py", "--config", config, "--workdir", folder,
+                 *arguments)  # fmt: skip
+    return folder / "model"
+
+
+def _evaluate(work: Path, times: dict[str, float], title: str, model: Path) -> list[dict]:
+    folder = model.parent / "eval"
+    _command(times, f"evaluate {title}", "eval.py", "--config", "configs/openshapes_sammi.py",
+             "--checkpoint", model, "--datasets", _DATASETS, "--workdir", folder)  # fmt: skip
+    results = json.loads((folder / "results.json").read_text())["results"]
+    return [{**result, "dataset": f"{title}, {result['dataset']}"} for result in results]
+
+
+def _pictures(work: Path, times: dict[str, float], model: Path) -> Path:
+    """Segment a few scenes with `sammi segment`; each is also saved as it is."""
+    scenes, out = work.resolve() / "scenes", work.resolve() / "pictures"
+    source = OpenShapes("val_unseen", "os48")
+    shutil.rmtree(scenes, ignore_errors=True)
+    scenes.mkdir(parents=True)
+    for index in _PICTURES:
+        Image.fromarray(source[index]["image"]).save(scenes / f"scene{index}.png")
+    classes = ", ".join(source.view.class_names)
+    _command(times, "segment", "-m sammi_jax segment", *sorted(scenes.iterdir()), "--classes",
+             classes, "--checkpoint", model, "--out", out)  # fmt: skip
+    return out
+
+
+def _table(results: list[dict], times: dict[str, float]) -> str:
+    seconds = "\n".join(f"| {stage} | {value:.0f} |" for stage, value in times.items())
+    return (
+        "# Demo: OpenShapes, os48\n\nmIoU in per cent; *seen* and *unseen* are class means under "
+        "one confusion over all 48 classes.\n\n"
+        f"{markdown(results)}\n\n| stage | seconds |\n|---|---|\n{seconds}\n"
+        f"| all | {sum(times.values()):.0f} |\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""CAT-Seg and SAM-MI learn from label maps of the seen classes.
+
+Rules of training: CAT-Seg's (catseg.md part e). CLIP's query and value kernels train at a hundredth
+of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sammi_jax.data import openshapes
+from sammi_jax.data.loader import Batch, batch_indices
+from sammi_jax.errors import SammiError
+from sammi_jax.experiment import SegmentConfig, TrainConfig
+from sammi_jax.folder import read_model, write_model
+from sammi_jax.inference import forward_crops
+from sammi_jax.losses import segmentation_loss
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.models.tspp import tspp_loss
+from sammi_jax.tasks.base import Task
+from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.text.vocabulary import prompts
+from sammi_jax.typing import Int, NpArray
+
+OTHER_CLASS = -1  # a pixel of a class that this step does not ask for: none of those asked for
+_CLIP_TRAINS = ("query/kernel", "value/kernel")
+
+
+class SegmentTask(Task[Sammi]):
+    """A segmenter on OpenShapes scenes of seen classes."""
+
+    def __init__(self, config: TrainConfig, task: SegmentConfig):
+        self._config, self._task = config, task
+        view = openshapes.get_view(config.data.view).only_seen()
+        self._source = openshapes.OpenShapes(
+            "train", view, seed=config.seed, size=task.model.crop_size
+        )
+        self._ignore_label = openshapes.IGNORE_LABEL
+        self._tokenizer = self._find_tokenizer()
+        length = task.model.clip.text.context_length
+        texts = prompts(view.class_names, task.model.template)
+        self._token_ids = self._tokenizer(texts, length)[:, None]
+
+    def _find_tokenizer(self) -> Tokenizer:
+        """That of the model folder which the text tower comes from."""
+        folder = self._task.segmenter or self._task.clip
+        if folder is None:
+            return Tokenizer(openshapes.build_tokenizer())
+        return Tokenizer.from_folder(folder)
+
+    def make(self, rngs: nnx.Rngs) -> Sammi:
+        """A fresh segmenter."""
+        return Sammi(self._task.model, rngs=rngs)
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """Fresh, then overlaid with the model folders that the configuration names."""
+        params = super().initial_params(seed)
+        if self._task.clip is not None:
+            folder = read_model(self._task.clip, ["clip"])
+            _overlay(params, folder.params, "clip/", self._task.clip)
+        if self._task.segmenter is not None:
+            folder = read_model(self._task.segmenter, ["catseg", "sammi"])
+            _overlay(params, folder.params, "", self._task.segmenter)
+        if self._task.sam is not None:
+            folder = read_model(self._task.sam, ["sam"])
+            _overlay(params, folder.params, "sam/", self._task.sam)
+        return params
+
+    def is_trainable(self, path: str) -> bool:
+        """Of CLIP the query and value kernels, nothing of SAM, all the rest."""
+        if path.startswith("clip/"):
+            return path.endswith(_CLIP_TRAINS)
+        return not path.startswith("sam/")
+
+    def lr_scale(self, path: str) -> float:
+        """CLIP's kernels learn slower."""
+        return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
+
+    def batch(self, step: int) -> Batch:
+        """Images, labels among the classes that the step asks for, and these classes' tokens."""
+        config = self._config
+        indices = batch_indices(step, config.batch_size, len(self._source), config.seed)
+        examples = [self._source[int(i)] for i in indices]
+        labels = np.stack([example["label"] for example in examples])
+        classes = self._choose_classes(labels, step)
+        return Batch(
+            {
+                "images": np.stack([example["image"] for example in examples]),
+                "labels": relabel(labels, classes, len(self._token_ids), self._ignore_label),
+            },
+            {"token_ids": self._token_ids[classes]},
+        )
+
+    def _choose_classes(self, labels: NpArray, step: int) -> Int[NpArray, " t"]:
+        """All classes, or ``num_classes``: the batch's own in random order, then random others."""
+        total, wanted = len(self._token_ids), self._task.num_classes
+        if wanted is None or wanted >= total:
+            return np.arange(total)
+        order = np.random.default_rng((self._config.seed, step)).permutation(total)
+        return np.sort(order[np.argsort(~np.isin(order, labels), kind="stable")][:wanted])
+
+    def loss(
+        self, model: Sammi, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
+        del key
+        examples, masks = batch.examples, self._task.model.masks
+        token_ids = batch.shared["token_ids"]
+        class_mask = jnp.ones(token_ids.shape[0], bool)
+        pooling = self._task.model.aggregator.pooling_size
+        images = examples["images"].astype(jnp.float32)
+        output = forward_crops(model, images, token_ids, class_mask, pooling)
+        labels = examples["labels"]
+        loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
+        metrics = {"segmentation_loss": loss}
+        if output.proposals is not None:
+            count = lambda valid: valid.sum(axis=-1).astype(jnp.float32).mean()  # noqa: E731
+            metrics["points"] = count(output.proposals.point_valid)
+            metrics["masks"] = count(output.proposals.valid)
+        if masks is not None and masks.tspp is not None and output.tspp_logits is not None:
+            logits = output.tspp_logits[:, 0]
+            metrics["tspp_loss"] = tspp_loss(logits, labels, class_mask, self._ignore_label)
+            loss = loss + masks.tspp.loss_weight * metrics["tspp_loss"]
+        return loss, metrics
+
+    def export(self, params: dict[str, Any], folder: Path) -> None:
+        """A catseg or sammi model folder with the tokenizer."""
+        write_model(
+            folder,
+            "catseg" if self._task.model.masks is None else "sammi",
+            self._task.model,
+            params,
+            source={"trained_on": f"openshapes {self._config.data.view}", "steps": self._config.steps},
+            licence="Apache-2.0",
+            tokenizer=self._tokenizer,
+        )
+
+
+def relabel(
+    labels: Int[NpArray, "b h w"], classes: Int[NpArray, " t"], num_classes: int, ignore_label: int
+) -> Int[NpArray, "b h w"]:
+    """Labels as positions in ``classes`` (int32); ignored pixels stay, others are OTHER_CLASS."""
+    table = np.full(max(num_classes, ignore_label + 1), OTHER_CLASS, np.int32)
+    table[classes] = np.arange(len(classes))
+    table[ignore_label] = ignore_label
+    return table[labels]
+
+
+def _overlay(params: dict[str, Any], source: dict[str, Any], prefix: str, folder: str) -> None:
+    """Put a model folder's parameters in the place of fresh ones."""
+    for name, value in source.items():
+        path = prefix + name
+        if path not in params or params[path].shape != value.shape:
+            found = f"of shape {params[path].shape}" if path in params else "no such parameter"
+            raise SammiError(
+                f"{folder}: its {name} {value.shape} does not fit the configured model "
+                f"({path}: {found})"
+            )
+        params[path] = value
