@@ -80,7 +80,7 @@ def rules_for(
         tensors: the state dictionary; its keys may all begin with ``module.``.
         config_json: a description beside it, as that of ``../shared/goldens/catseg_tiny.json``:
             heads, pooling, taps and the rest that no shape shows. The released files have none.
-        overrides: any of `OVERRIDES`, before everything else.
+        overrides: any of `OVERRIDES`, before ``config_json``; what shapes say stands.
 
     Raises:
         SammiError: not a CAT-Seg, or one whose sizes cannot be found out.
@@ -141,7 +141,7 @@ def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}
     try:
         return _by_our_names(description)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise SammiError(
             f"the .json beside the checkpoint does not describe a CAT-Seg ({error!r}): "
             "mend it or move it away"
