@@ -1,22 +1,21 @@
+import importlib.metadata
 import os
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Eight devices for the sharding tests. Most of the time of a small test is spent in the compiler:
-# its optimisation is off unless XLA_FLAGS says otherwise (`make slow` does).
-_FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    "--xla_backend_optimization_level": "0",
-}
-_GIVEN = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = " ".join(
-    [_GIVEN, *(f"{flag}={value}" for flag, value in _FLAGS.items() if flag not in _GIVEN)]
+# Eight devices for the sharding tests. Most of the time of a small test is spent in the compiler,
+# so its optimisation is off unless XLA_FLAGS says otherwise: the last of two equal flags counts.
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
+    + os.environ.get("XLA_FLAGS", "")
 )
 
 import jax
 import numpy as np
 import pytest
+
+from sammi_jax.text.tokenizer import BPE_FILE
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -39,3 +38,14 @@ def shared() -> Path:
 @pytest.fixture
 def goldens(shared) -> Path:
     return shared / "goldens"
+
+
+@pytest.fixture(scope="session")
+def bpe_file() -> Path:
+    """OpenAI's vocabulary, which only the wheel of open_clip_torch brings along."""
+    try:
+        files = importlib.metadata.files("open_clip_torch") or []
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("open_clip_torch is not installed (pip install --no-deps open_clip_torch)")
+    (path,) = [file.locate() for file in files if file.name == BPE_FILE]
+    return Path(str(path))

@@ -1,4 +1,4 @@
-"""The whole of CAT-Seg against the reference's outputs on a tiny random checkpoint (../shared/goldens)."""
+"""The whole of CAT-Seg against the reference on a tiny random checkpoint (../shared/goldens)."""
 
 import json
 

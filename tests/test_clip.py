@@ -8,7 +8,6 @@ import pytest
 import torch
 import transformers
 from flax import nnx
-from parity import assert_parity
 from safetensors.numpy import load_file
 
 from sammi_jax import layers
@@ -20,6 +19,7 @@ from sammi_jax.models import clip as clip_module
 from sammi_jax.models.clip import Clip
 from sammi_jax.ops import resize as resize_module
 from sammi_jax.params import abstract_params, build
+from tests.parity import assert_parity
 
 torch.set_num_threads(1)  # its waiting threads would take the cores from XLA
 

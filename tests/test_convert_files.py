@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from parity import assert_parity
 from safetensors.torch import save_file
-from sam_reference import SIDE, SMALL, HfConfig, make_model, meta_tensors
-from sam_reference import tensors_of as sam_tensors
-from test_clip import openai_names, openai_scalars, state_dict, torch_model
 
 from sammi_jax.cli.main import main
 from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
@@ -24,6 +20,10 @@ from sammi_jax.kinds import model_maker
 from sammi_jax.models.sammi import SamInput
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.params import build
+from tests.parity import assert_parity
+from tests.sam_reference import SIDE, SMALL, HfConfig, make_model, meta_tensors
+from tests.sam_reference import tensors_of as sam_tensors
+from tests.test_clip import openai_names, openai_scalars, state_dict, torch_model
 
 # Heads 64 wide, as in OpenAI's models: nothing else says their number in a bare state dict.
 CLIP = ClipConfig(

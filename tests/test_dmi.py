@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from parity import assert_parity
 
 from sammi_jax.config import DmiConfig
 from sammi_jax.models.dmi import Dmi, low_pass
 from sammi_jax.params import abstract_params
+from tests.parity import assert_parity
 
 B, H, W, N, D, T, P = 2, 4, 6, 5, 8, 3, 2
 DIMS = (6, 4)  # channels of F_h1, F_h2

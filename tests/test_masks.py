@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import assert_parity
 
 from sammi_jax import functional
 from sammi_jax.ops import masks as ops
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.resize import resize
+from tests.parity import assert_parity
 
 B, N, H, W, C = 2, 5, 9, 7, 3
 

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from parity import assert_parity
-from sam_reference import SIDE, SMALL, HfConfig, SamModel, convert, make_model, tensors_of
 
 from sammi_jax import layers
 from sammi_jax.config import SAM_SIZES
@@ -18,6 +16,8 @@ from sammi_jax.layers import Buffer
 from sammi_jax.models.sam import image_encoder
 from sammi_jax.models.sam.sam import PROMPT_CHUNK, Sam
 from sammi_jax.params import abstract_params, build
+from tests.parity import assert_parity
+from tests.sam_reference import SIDE, SMALL, HfConfig, SamModel, convert, make_model, tensors_of
 
 GRID = SIDE // 16
 

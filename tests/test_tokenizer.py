@@ -1,8 +1,6 @@
-import importlib.metadata
 import json
 import shutil
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,17 +23,6 @@ TEXTS = [
     "",
     "x" * 30,
 ]
-
-
-@pytest.fixture(scope="module")
-def bpe_file() -> Path:
-    """OpenAI's vocabulary, which only the wheel of open_clip_torch brings along."""
-    try:
-        files = importlib.metadata.files("open_clip_torch") or []
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip("open_clip_torch is not installed (pip install --no-deps open_clip_torch)")
-    (path,) = [file.locate() for file in files if file.name == BPE_FILE]
-    return Path(str(path))
 
 
 @pytest.fixture(scope="module")

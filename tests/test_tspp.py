@@ -6,12 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from parity import assert_parity
 
 from sammi_jax import functional
 from sammi_jax.config import TsppConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.models.tspp import Tspp, class_distribution, grid_points, tspp_loss
+from tests.parity import assert_parity
 
 D, T, P = 24, 5, 2
 CONFIG = TsppConfig(num_points=6, dim=16, scale=10.0)
