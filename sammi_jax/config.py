@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from sammi_jax.errors import SammiError
@@ -168,7 +168,7 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class SlidingConfig:
-    """Sliding-window inference (catseg.md part f): windows of the crop's side, and a global view."""
+    """Sliding-window inference (docs/method.md, 8): windows of ``crop_size`` and a global view."""
 
     output_size: int = 640  # the image is resized to a square of this side
     stride: int = 256
@@ -200,17 +200,57 @@ CLIP_SIZES: dict[str, ClipConfig] = {
         text=ClipTextConfig(width=768, num_heads=12),
         embed_dim=768,
     ),
+    # The tiny models that `make demo` trains. This CLIP sees 48 px in training and 96 px after.
+    "openshapes": ClipConfig(
+        vision=ClipVisionConfig(image_size=48, patch_size=8, width=96, num_layers=3, num_heads=4),
+        text=ClipTextConfig(vocab_size=30, context_length=12, width=96, num_layers=2, num_heads=4),
+        embed_dim=96,
+    ),
 }
 
 SAM_SIZES: dict[str, SamConfig] = {
     "vitb": SamConfig(),
     "vitl": SamConfig(width=1024, num_layers=24, num_heads=16),
     "vith": SamConfig(width=1280, num_layers=32, num_heads=16),
+    "openshapes": SamConfig(
+        image_size=96,
+        patch_size=8,
+        width=64,
+        num_layers=3,
+        num_heads=4,
+        num_stages=3,
+        window_size=6,
+        out_channels=64,
+        decoder_heads=4,
+        decoder_mlp_dim=128,
+        iou_head_hidden_dim=64,
+        mask_in_channels=4,
+    ),
 }
 
 SEGMENTER_SIZES: dict[str, SegmenterConfig] = {
     "vitb16": SegmenterConfig(),
     "vitl14_336": SegmenterConfig(clip=CLIP_SIZES["vitl14_336"], clip_size=336, taps=(7, 15)),
+    "openshapes": SegmenterConfig(
+        clip=CLIP_SIZES["openshapes"],
+        aggregator=AggregatorConfig(
+            hidden_dim=32,
+            window_size=6,
+            grid_size=12,
+            pooling_size=1,
+            appearance_dim=32,
+            text_dim=32,
+            decoder_dims=(32, 16),
+            decoder_guidance_dims=(32, 16),
+            decoder_guidance_proj_dims=(16, 8),
+            pad_length=0,
+            cost_skip=True,
+        ),
+        crop_size=96,
+        clip_size=96,
+        taps=(0, 1),
+        sliding=None,
+    ),
 }
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sammi_jax.data.openshapes import OpenShapes
@@ -92,7 +93,7 @@ def _pictures(work: Path, times: dict[str, float], model: Path) -> Path:
     shutil.rmtree(scenes, ignore_errors=True)
     scenes.mkdir(parents=True)
     for index in _PICTURES:
-        Image.fromarray(source[index]["image"]).save(scenes / f"scene{index}.png")
+        Image.fromarray(np.asarray(source[index]["image"])).save(scenes / f"scene{index}.png")
     classes = ", ".join(source.view.class_names)
     _command(times, "segment", "-m sammi_jax segment", *sorted(scenes.iterdir()), "--classes",
              classes, "--checkpoint", model, "--out", out)  # fmt: skip

@@ -29,13 +29,16 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with a cosine schedule to zero; defaults are CAT-Seg's (catseg.md part e)."""
+    """AdamW with a cosine schedule to zero; defaults are CAT-Seg's (docs/catseg.md part e)."""
 
     peak_lr: float = 2e-4
     warmup_steps: int = 0  # linear, from zero
     weight_decay: float = 1e-4  # norms have none
     b2: float = 0.999
     clip_norm: float = 0.01  # global norm of the trainable gradients
+    # Matrices learn by Muon (https://kellerjordan.github.io/posts/muon) at this multiple of the
+    # learning rate, the rest by AdamW; None: AdamW throughout.
+    muon_ratio: float | None = None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from sammi_jax.typing import NpArray
 
 CLIP_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)  # 0..255, RGB
 CLIP_STD = np.array([68.5005327, 66.6321579, 70.3231630], np.float32)
-SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (catseg.md part h)
-_PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (catseg.md part 0, step 2)
+SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
+_PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (docs/catseg.md part 0, step 2)
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +137,7 @@ def sam_input(image: NpArray, side: int) -> tuple[NpArray, NpArray]:
     Returns:
         uint8 ``[side, side, 3]`` and the float32 (height, width) of the image inside it.
     """
-    height, width = resized_shape(*image.shape[:2], side)
+    height, width = resized_shape(image.shape[0], image.shape[1], side)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
     padded = np.zeros((side, side, 3), np.uint8)
     padded[:height, :width] = np.asarray(resized)

@@ -1,4 +1,6 @@
-"""From prepared pixels to class probabilities, on the device (catseg.md part f; method.md part 8).
+"""From prepared pixels to class probabilities, on the device.
+
+Sources: docs/catseg.md part f; docs/method.md, 8.
 
 All functions are pure and meant to run inside one `jax.jit`.
 """
@@ -134,7 +136,7 @@ def predict(
     """Class probabilities on the canvas; every class is judged for itself (sigmoid).
 
     With windows each view's logits are resized to the crop before the sigmoid; a single view's
-    are not resized (CAT-Seg's plain mode applies the sigmoid first; catseg.md part f).
+    are not resized (CAT-Seg's plain mode applies the sigmoid first; docs/catseg.md part f).
     """
     config, layout = model.config, view_layout(model.config)
     output = forward_input(model, inputs, text_features, class_mask)

@@ -1,6 +1,6 @@
 """Training loss of the segmentation logits.
 
-Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/cat_seg_model.py (``CATSeg.losses``); catseg.md
+Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/cat_seg_model.py (``CATSeg.losses``); docs/catseg.md
 part e. Deviations: none by default; ``ignored_as_negative=False`` is [ours].
 """
 

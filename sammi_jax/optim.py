@@ -1,13 +1,16 @@
 """AdamW in groups, over the trainable parameters only.
 
 Frozen parameters never enter: partitioning everything and zeroing most of it costs twice the
-work and gives a wrong gradient norm (architecture.md 1.3). Rules: CAT-Seg's (catseg.md part e).
+work and gives a wrong gradient norm . Rules: CAT-Seg's
+(docs/catseg.md part e).
 """
 
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import optax
+import optax.contrib
 
 from sammi_jax.experiment import OptimConfig
 
@@ -39,12 +42,41 @@ def make_optimizer(
         for path, scale in lr_scales.items()
     }
     labels = {path: f"lr{scale:g}_decay{decay:g}" for path, (scale, decay) in groups.items()}
-    transforms = {
-        labels[path]: optax.adamw(
-            lambda step, scale=scale: scale * schedule(step), b2=config.b2, weight_decay=decay
-        )
-        for path, (scale, decay) in groups.items()
-    }
+    transforms = {labels[path]: _rule(config, schedule, *groups[path]) for path in groups}
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm), optax.partition(transforms, labels)
     )
+
+
+def _rule(
+    config: OptimConfig, schedule: optax.Schedule, scale: float, decay: float
+) -> optax.GradientTransformation:
+    """The update of one group."""
+
+    def rate(step: Any) -> Any:
+        return scale * schedule(step)
+
+    if config.muon_ratio is None:
+        return optax.adamw(rate, b2=config.b2, weight_decay=decay)
+    return optax.contrib.muon(
+        lambda step: config.muon_ratio * rate(step),
+        weight_decay=decay,
+        adam_b2=config.b2,
+        adam_weight_decay=decay,
+        adam_learning_rate=rate,
+        muon_weight_dimension_numbers=_matrix_axes,
+    )
+
+
+def _matrix_axes(params: Any) -> Any:
+    """Which axes of each parameter are a matrix's (Muon), None for what is none (AdamW).
+
+    A three-dimensional kernel is a `Stack`'s: its first axis counts the layers.
+    """
+
+    def axes(path: Any, value: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        if not path[-1].key.endswith("/kernel") or value.ndim not in (2, 3):
+            return None
+        return optax.contrib.MuonDimensionNumbers(value.ndim - 2, value.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)

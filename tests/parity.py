@@ -1,4 +1,4 @@
-"""The gate of every port: relative L2 distance in float32 (architecture.md 1.1)."""
+"""The gate of every port: relative L2 distance in float32."""
 
 import numpy as np
 

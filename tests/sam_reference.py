@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
@@ -120,4 +122,4 @@ def convert(tensors, config_json=None, overrides=None) -> tuple[Sam, dict, Sourc
     source = convert_sam.rules_for(tensors, config_json=config_json, overrides=overrides)
     make = lambda: Sam(source.config, rngs=nnx.Rngs(0))  # noqa: E731
     params = apply_rules(tensors, source.rules, abstract_params(make), source.ignored)
-    return build(make, params), params, source
+    return build(make, jax.tree.map(jnp.asarray, params)), params, source

@@ -137,7 +137,7 @@ def openai_scalars(config: ClipConfig) -> dict[str, np.ndarray]:
 
 
 def torch_dense(model, pixels: torch.Tensor) -> torch.Tensor:
-    """The dense mode of catseg.md part a, on transformers' modules."""
+    """The dense mode of docs/catseg.md part a, on transformers' modules."""
     vision = model.vision_model
     x = vision.pre_layrnorm(vision.embeddings(pixels, interpolate_pos_encoding=True))
     *blocks, last = vision.encoder.layers

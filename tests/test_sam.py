@@ -109,7 +109,9 @@ def decode(model: Sam, embeddings, prompts: dict, multimask: bool):
 def test_patch_embed(reference, ours, image):
     with torch.no_grad():
         expected = reference.vision_encoder.patch_embed(first(image))
-    assert_parity(ours.image_encoder.patch_embed(image), expected, name="sam patch embed")
+    assert_parity(
+        ours.image_encoder.patch_embed(jnp.asarray(image)), expected, name="sam patch embed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -303,7 +305,8 @@ def assert_fails(ours, reference):
 def with_params(converted, changes: dict, **config) -> Sam:
     _, params, source = converted
     config = dataclasses.replace(source.config, **config)
-    return build(lambda: Sam(config, rngs=nnx.Rngs(0)), {**params, **changes})
+    params = jax.tree.map(jnp.asarray, {**params, **changes})
+    return build(lambda: Sam(config, rngs=nnx.Rngs(0)), params)
 
 
 @pytest.mark.parametrize("stack", ["windowed_blocks", "global_blocks"])

@@ -1,7 +1,7 @@
 """CAT-Seg's released checkpoints: the tables of which source tensor fills which of our parameters.
 
-The file (catseg.md part g) holds a CLIP with query, key and value apart under ``CLIP_PREFIX``, the
-aggregator under ``AGGREGATOR_PREFIX``, and two up-sampling layers.
+The file (docs/catseg.md part g) holds a CLIP with query, key and value apart under
+``CLIP_PREFIX``, the aggregator under ``AGGREGATOR_PREFIX``, and two up-sampling layers.
 """
 
 from sammi_jax.config import SegmenterConfig

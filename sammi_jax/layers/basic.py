@@ -1,7 +1,7 @@
 """Linear maps, convolutions and norms, with PyTorch's initialisation and written-out constants.
 
 Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
-because CAT-Seg's new layers start from it (catseg.md, part e).
+because CAT-Seg's new layers start from it (docs/catseg.md part e).
 """
 
 from collections.abc import Callable

@@ -6,6 +6,7 @@ from numpy: the same on every platform. Inside one (`jax.jit`, `nnx.eval_shape`)
 """
 
 import jax
+import jax.core
 import numpy as np
 
 from sammi_jax.typing import Array

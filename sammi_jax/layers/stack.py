@@ -1,7 +1,7 @@
 """Equal blocks held as one block with stacked parameters and run by `jax.lax.scan`.
 
 One traced block instead of n: shorter programs, fewer leaves, and rematerialisation that saves
-memory (inside a Python loop `jax.checkpoint` saves nothing on CPU; architecture.md 1.2).
+memory (inside a Python loop `jax.checkpoint` saves nothing on CPU).
 """
 
 from collections.abc import Callable

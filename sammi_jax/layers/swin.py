@@ -1,7 +1,8 @@
 """Pair of guided window-attention blocks: plain windows, then shifted windows.
 
 Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py
-(``WindowAttention``, ``SwinTransformerBlock``, ``SwinTransformerBlockWrapper``); catseg.md part c.
+(``WindowAttention``, ``SwinTransformerBlock``, ``SwinTransformerBlockWrapper``);
+docs/catseg.md part c.
 Queries and keys read the features and the appearance guidance, values the features only. There is
 no relative position bias, and tokens that are strangers in a shifted window are kept apart by
 adding -100, not minus infinity.

@@ -48,7 +48,7 @@ class ClipBlock(nnx.Module):
     def value_only(self, x: Float[Array, "*b n c"]) -> Float[Array, "*b n c"]:
         """CAT-Seg's last block: every token keeps its own value instead of attending.
 
-        The residual is the class token's (token 0), for every token (catseg.md part a).
+        The residual is the class token's (token 0), for every token (docs/catseg.md part a).
         """
         y = self.attention.out(self.attention.value(self.norm1(x)))
         y = y + x[..., :1, :]

@@ -11,7 +11,7 @@ import numpy as np
 
 from sammi_jax.errors import SammiError
 from sammi_jax.ops.resize import resize_matrix
-from sammi_jax.typing import Array, Float
+from sammi_jax.typing import Array, Float, UInt8
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # red, green, blue, of 255
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -28,7 +28,9 @@ def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
     return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
-def preprocess(image: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b side side 3"]:
+def preprocess(
+    image: Float[Array, "*b h w 3"] | UInt8[Array, "*b h w 3"], side: int
+) -> Float[Array, "*b s s 3"]:
     """Normalise resized RGB images (0 to 255) and pad them with zeros below and to the right.
 
     Raises:

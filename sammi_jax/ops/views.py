@@ -1,6 +1,6 @@
 """Overlapping windows and a global view of one square canvas, and maps stitched back together.
 
-CAT-Seg cuts an image into windows and adds the whole image as one more view (catseg.md part f).
+CAT-Seg cuts an image into windows and adds the whole image as one more view (docs/catseg.md part f).
 A map at any resolution that is a multiple of the cost map's cells can be stitched the same way.
 """
 
@@ -63,7 +63,7 @@ def stitch(maps: Float[Array, "b v h w c"], layout: ViewLayout) -> Float[Array, 
     """One canvas from the maps of all views: the mean of overlapping windows and of the global view.
 
     Windows that overlap are averaged uniformly; the global view, resized to the canvas, then
-    counts one half (catseg.md part f, step 6).
+    counts one half (docs/catseg.md part f, step 6).
     """
     if not layout.has_global_view:
         return maps[:, 0]

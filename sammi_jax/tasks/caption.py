@@ -52,7 +52,11 @@ def contrastive_loss(
 def both_features(
     model: Clip, images: Float[Array, "b s s 3"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
-    """Class-token and dense features (unit length) in one pass: the towers differ in one block."""
+    """Class-token and dense features (unit length) in one pass: the towers differ in one block.
+
+    The dense mode adds the class token to every patch (docs/catseg.md part a). Here it is another
+    image's: with its own, each patch would know the whole image, and nothing would be located.
+    """
     tower = model.vision
     tokens, _ = tower.embed(images)
     tokens, _ = tower.transformer(tokens, num_layers=tower.config.num_layers - 1)
@@ -60,7 +64,8 @@ def both_features(
     normed, image = last.norm1(tokens), tokens[:, :1]
     image = image + last.attention(normed[:, :1], normed, normed)
     image = image + last.mlp(last.norm2(image))
-    dense = last.value_only(tokens)[:, 1:]
+    others = jnp.concatenate([jnp.roll(tokens[:, :1], 1, axis=0), tokens[:, 1:]], axis=1)
+    dense = last.value_only(others)[:, 1:]
     features = tower.projection(tower.norm_post(jnp.concatenate([image, dense], axis=1)))
     features = unit(features)
     return features[:, 0], features[:, 1:]

@@ -9,6 +9,8 @@ and scanned (stages of windowed blocks followed by one global block); large atte
 worked off in blocks of queries, so that they are never held whole.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,7 +222,7 @@ class ImageEncoder(nnx.Module):
             lambda leaf: leaf.reshape(self.num_stages, -1, *leaf.shape[1:]), states
         )
 
-        def stage(x: Array, stage_states: tuple[nnx.State, ...]) -> tuple[Array, None]:
+        def stage(x: Array, stage_states: tuple[Any, ...]) -> tuple[Array, None]:
             for graphdef, blocks in zip(graphdefs, stage_states, strict=True):
                 x, _ = jax.lax.scan(
                     lambda x, block, graphdef=graphdef: (nnx.merge(graphdef, block)(x), None),

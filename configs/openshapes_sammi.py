@@ -1,0 +1,36 @@
+"""The demo's SAM-MI: goes on from its CAT-Seg, with the tiny SAM's masks.
+
+Command:   python train.py --config configs/openshapes_sammi.py --workdir runs/demo/sammi \\
+               --set task.segmenter=runs/demo/catseg/model --set task.sam=runs/demo/sam/model
+Hardware:  two CPU cores
+"""
+
+from dataclasses import replace
+
+from sammi_jax.config import (
+    SAM_SIZES,
+    SEGMENTER_SIZES,
+    DmiConfig,
+    MaskConfig,
+    MaskFilterConfig,
+    TsppConfig,
+)
+from sammi_jax.experiment import OptimConfig, SegmentConfig, TrainConfig
+
+# The tiny SAM is less sure of its masks than the real one, and the tiny CLIP's cosines are colder.
+MASKS = MaskConfig(
+    sam=SAM_SIZES["openshapes"],
+    tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.05, sigma=1.5),
+    filter=MaskFilterConfig(min_iou=0.5, min_stability=0.5),
+    dmi=DmiConfig(num_heads=4),
+)
+
+config = TrainConfig(
+    task=SegmentConfig(model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS), num_classes=12),
+    optim=OptimConfig(
+        peak_lr=2e-3, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
+    ),
+    steps=150,
+    batch_size=8,
+    checkpoint_every=75,
+)
