@@ -1,4 +1,4 @@
-"""Train an experiment: ``python train.py --config configs/NAME.py --workdir DIR [--set a.b=value]``.
+"""Train: ``python train.py --config configs/NAME.py --workdir DIR [--set a.b=value ...]``.
 
 Resumes by itself where DIR holds checkpoints; the trained model folder is DIR/model.
 """

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -34,8 +34,8 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         self._directory = workdir.absolute() / "checkpoints"
         self._checkpointer = ocp.training.Checkpointer(
-            self._directory,
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+            str(self._directory),
+            preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(keep)),
             cleanup_tmp_directories=True,
         )
 
@@ -63,13 +63,13 @@ class Checkpoints:
         found = self._checkpointer.metadata(self.latest_step)
         _check_shapes(found.metadata, abstract, where)
         if found.custom_metadata != {"frozen": frozen_digest}:
-            raise SammiError(f"{where}: was trained with other frozen weights than the config names")
+            raise SammiError(
+                f"{where}: was trained with other frozen weights than the config names"
+            )
         saved = self._checkpointer.load(self.latest_step, abstract)
         leaves = [saved["opt_state"][name] for name in _named(state.opt_state)]
         opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
-        return replace(
-            state, step=saved["step"], trainable=saved["trainable"], opt_state=opt_state
-        )
+        return replace(state, step=saved["step"], trainable=saved["trainable"], opt_state=opt_state)
 
     def close(self) -> None:
         """Wait for what is being written and release Orbax's threads."""
@@ -98,6 +98,4 @@ def _saved(state: TrainState) -> dict[str, Any]:
 
 def _named(tree: Any) -> dict[str, Any]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -26,7 +26,7 @@ from sammi_jax import __version__
 from sammi_jax.config import SegmenterConfig, from_dict, to_dict
 from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json, whole_or_nothing
-from sammi_jax.kinds import CONFIGS, KINDS, Kind, ModelConfig, expected_params
+from sammi_jax.kinds import CONFIGS, KINDS, Kind, ModelConfig, buffer_paths, expected_params
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
 
 FORMAT = 1
@@ -130,7 +130,7 @@ def write_model(
         source: where the weights come from, for the record.
         licence: of the weights.
         tokenizer: written beside them.
-        dtype: "float32" or "bfloat16", for the floating parameters.
+        dtype: "float32" or "bfloat16", for the floating parameters; buffers stay float32.
         initialised: parts that no checkpoint gave.
 
     Raises:
@@ -153,7 +153,11 @@ def write_model(
     }
     with whole_or_nothing(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        stored = {path: _to_store(value, DTYPES[dtype]) for path, value in params.items()}
+        exact = buffer_paths(config)  # SAM's Fourier matrix: rounding it would move every point
+        stored = {
+            path: _to_store(value, np.dtype(np.float32) if path in exact else DTYPES[dtype])
+            for path, value in params.items()
+        }
         save_file(stored, temporary / WEIGHTS_FILE)
         # safetensors makes files for the owner's eyes only
         (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)

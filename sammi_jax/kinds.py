@@ -11,6 +11,7 @@ from flax import nnx
 from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
+from sammi_jax.layers import Buffer
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.models.sammi import Sammi
@@ -52,6 +53,12 @@ def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
     """
     module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
     return lambda: module(config, rngs=_Keys(seed))
+
+
+def buffer_paths(config: ModelConfig) -> set[str]:
+    """Paths of the configuration's constants, which belong to the checkpoint and never train."""
+    state = nnx.state(nnx.eval_shape(model_maker(config)), Buffer)
+    return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
 
 
 @lru_cache(maxsize=4)  # one conversion asks for the same model several times

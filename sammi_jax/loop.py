@@ -65,7 +65,9 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
 def trainable_paths(task: Task) -> list[str]:
     """Paths of the parameters that train, in the model's order."""
     abstract = nnx.eval_shape(lambda: task.make(nnx.Rngs(0)))
-    paths = ["/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(abstract, nnx.Param))]
+    paths = [
+        "/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
+    ]
     chosen = [path for path in paths if task.is_trainable(path)]
     if not chosen:
         raise SammiError("nothing trains: the task leaves no parameter trainable")
@@ -127,7 +129,7 @@ def _run(
 
 
 class Log:
-    """Progress bar and ``log.jsonl``. Records beyond the step that a run resumes from are dropped."""
+    """Progress bar and ``log.jsonl``; records beyond the step that a run resumes from go."""
 
     def __init__(self, file: Path, start: int, config: TrainConfig):
         kept = file.read_text().splitlines() if file.is_file() else []
@@ -136,7 +138,11 @@ class Log:
         self._file = file.open("a")
         self._batch_size = config.batch_size
         self._bar = tqdm(
-            total=config.steps, initial=start, desc=config.task.kind, unit="step", dynamic_ncols=True
+            total=config.steps,
+            initial=start,
+            desc=config.task.kind,
+            unit="step",
+            dynamic_ncols=True,
         )
         self._step, self._time = start, time.perf_counter()
 

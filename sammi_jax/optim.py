@@ -1,11 +1,11 @@
 """AdamW in groups, over the trainable parameters only.
 
 Frozen parameters never enter: partitioning everything and zeroing most of it costs twice the
-work and gives a wrong gradient norm . Rules: CAT-Seg's
-(docs/catseg.md part e).
+work and gives a wrong gradient norm. Rules: CAT-Seg's (docs/catseg.md
+part e).
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -42,7 +42,9 @@ def make_optimizer(
         for path, scale in lr_scales.items()
     }
     labels = {path: f"lr{scale:g}_decay{decay:g}" for path, (scale, decay) in groups.items()}
-    transforms = {labels[path]: _rule(config, schedule, *groups[path]) for path in groups}
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        labels[path]: _rule(config, schedule, *groups[path]) for path in groups
+    }
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm), optax.partition(transforms, labels)
     )

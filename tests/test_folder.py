@@ -138,6 +138,16 @@ def umask():
     return mask
 
 
+def test_bfloat16_leaves_the_fourier_matrix_exact(tmp_path):
+    """Rounded, it would move every point by up to a pixel and more."""
+    params = random_params(SAM)
+    write_model(tmp_path / "half", "sam", SAM, params, source={}, licence="", dtype="bfloat16")
+    found = read_model(tmp_path / "half").params
+    name, other = "prompt_encoder/position/matrix", "prompt_encoder/no_mask_embed"
+    np.testing.assert_array_equal(found[name], params[name])
+    assert (found[other] != params[other]).any()
+
+
 def test_bfloat16_halves_the_file_and_reads_as_float32(tmp_path, written, params):
     path = write(tmp_path / "half", params, dtype="bfloat16")
     size = (written / "model.safetensors").stat().st_size

@@ -167,7 +167,7 @@ def test_what_does_not_fit_the_devices(tmp_path, change, message):
 
 def test_another_experiment_is_refused(tmp_path):
     train(Dummy(), CONFIG, tmp_path)
-    with pytest.raises(SammiError, match="optim.peak_lr was 0.01 and is 0.1"):
+    with pytest.raises(SammiError, match=r"optim\.peak_lr was 0\.01 and is 0\.1"):
         train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), tmp_path)
 
 

@@ -5,7 +5,7 @@ Resuming therefore needs no state of the pipeline: it begins at the batch of the
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -50,7 +50,7 @@ def batch_indices(step: int, batch_size: int, num_examples: int, seed: int) -> n
     )
 
 
-def prefetch(make: Callable[[int], T], steps: range, size: int = 2) -> Iterator[T]:
+def prefetch(make: Callable[[int], T], steps: range, size: int = 2) -> Generator[T]:
     """``make(step)`` for every step, computed up to ``size`` ahead in a background thread.
 
     An exception of ``make`` is raised here, at its step. Closing the iterator ends the thread.
@@ -61,7 +61,8 @@ def prefetch(make: Callable[[int], T], steps: range, size: int = 2) -> Iterator[
     def put(item: tuple[T | None, BaseException | None]) -> None:
         while not stopped.is_set():
             try:
-                return results.put(item, timeout=0.1)
+                results.put(item, timeout=0.1)
+                return
             except queue.Full:
                 continue
 

@@ -113,7 +113,9 @@ class CaptionTask(Task[Clip]):
     def batch(self, step: int) -> Batch:
         """Images, the token ids of their captions, and which captions are true of which image."""
         config = self._config
-        indices = batch_indices(step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed)
+        indices = batch_indices(
+            step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed
+        )
         drawn = openshapes.caption_batch(indices, seed=config.seed, regime=config.data.regime)
         named = rearrange(drawn.named, "b r a -> (b r) a")
         true = openshapes.captions_true_of(drawn.attributes, named)

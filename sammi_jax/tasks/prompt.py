@@ -68,7 +68,9 @@ class PromptTask(Task[Sam]):
     def batch(self, step: int) -> Batch:
         """Scenes, points (x, y) in pixels, and targets: shares of the pixels of a mask's cell."""
         config, task = self._config, self._task
-        indices = batch_indices(step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed)
+        indices = batch_indices(
+            step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed
+        )
         side = task.model.image_size
         drawn = [openshapes.scene("train", int(i), seed=config.seed, size=side) for i in indices]
         prompts = [

@@ -134,7 +134,10 @@ class SegmentTask(Task[Sammi]):
             "catseg" if self._task.model.masks is None else "sammi",
             self._task.model,
             params,
-            source={"trained_on": f"openshapes {self._config.data.view}", "steps": self._config.steps},
+            source={
+                "trained_on": f"openshapes {self._config.data.view}",
+                "steps": self._config.steps,
+            },
             licence="Apache-2.0",
             tokenizer=self._tokenizer,
         )
