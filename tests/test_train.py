@@ -79,6 +79,14 @@ CONFIG = TrainConfig(
 )
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A folder where CONFIG was trained without a break; tests only read it."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    train(Dummy(), CONFIG, workdir)
+    return workdir
+
+
 def exported(folder):
     with np.load(folder / "params.npz") as file:
         return dict(file)
@@ -88,23 +96,22 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def test_resume_is_bit_equal(tmp_path):
-    straight = exported(train(Dummy(), CONFIG, tmp_path / "straight"))
+def test_resume_is_bit_equal(tmp_path, straight):
     with pytest.raises(KeyboardInterrupt):
         train(Dummy(fail_at=3), CONFIG, tmp_path / "resumed")
     assert [r["step"] for r in records(tmp_path / "resumed")] == [1, 2, 3]
     resumed = exported(train(Dummy(), CONFIG, tmp_path / "resumed"))
-    for path, value in straight.items():
+    for path, value in exported(straight / "model").items():
         np.testing.assert_array_equal(value, resumed[path], err_msg=path)
-    logs = [records(tmp_path / name) for name in ("straight", "resumed")]
+    logs = [records(workdir) for workdir in (straight, tmp_path / "resumed")]
     assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]] == [1, 2, 3, 4]
     assert [r["loss"] for r in logs[0]] == [r["loss"] for r in logs[1]]
     assert {"grad_norm", "learning_rate", "largest", "images_per_s"} <= set(logs[0][0])
 
 
-def test_steps_matter(tmp_path):
+def test_steps_matter(tmp_path, straight):
     """The equality above is not that of untrained weights."""
-    four = exported(train(Dummy(), CONFIG, tmp_path / "four"))
+    four = exported(straight / "model")
     two = exported(train(Dummy(), replace(CONFIG, steps=2), tmp_path / "two"))
     assert not np.array_equal(four["head.kernel"], two["head.kernel"])
     fresh = Dummy().initial_params(0)
@@ -113,22 +120,22 @@ def test_steps_matter(tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2), MeshConfig(fsdp=8)])
-def test_mesh_shapes_agree(tmp_path, mesh, monkeypatch):
+def test_mesh_shapes_agree(tmp_path, straight, mesh, monkeypatch):
     monkeypatch.setattr("sammi_jax.parallel.MIN_SHARDED_BYTES", 1)
-    one = exported(train(Dummy(), CONFIG, tmp_path / "one"))
+    one = exported(straight / "model")
     other = exported(train(Dummy(), replace(CONFIG, mesh=mesh), tmp_path / "other"))
     for path, value in one.items():
         np.testing.assert_allclose(value, other[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
-def test_resume_on_another_mesh(tmp_path, monkeypatch):
+def test_resume_on_another_mesh(tmp_path, straight, monkeypatch):
     monkeypatch.setattr("sammi_jax.parallel.MIN_SHARDED_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         train(Dummy(fail_at=2), replace(CONFIG, mesh=MeshConfig(fsdp=8)), tmp_path / "run")
     folder = train(Dummy(), CONFIG, tmp_path / "run")
-    straight = exported(train(Dummy(), CONFIG, tmp_path / "straight"))
+    expected = exported(straight / "model")
     for path, value in exported(folder).items():
-        np.testing.assert_allclose(value, straight[path], rtol=2e-5, atol=2e-6, err_msg=path)
+        np.testing.assert_allclose(value, expected[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
 def test_keeps_the_latest(tmp_path):
@@ -141,15 +148,14 @@ def test_trainable_paths():
     assert trainable_paths(Dummy()) == ["head/bias", "head/kernel", "norm/bias", "norm/scale"]
 
 
-def test_other_frozen_weights_are_refused(tmp_path):
+def test_other_frozen_weights_are_refused(straight):
     class Other(Dummy):
         def initial_params(self, seed):
             params = super().initial_params(seed)
             return params | {"tower/kernel": params["tower/kernel"] + 1}
 
-    train(Dummy(), CONFIG, tmp_path)
     with pytest.raises(SammiError, match="other frozen weights"):
-        train(Other(), CONFIG, tmp_path)
+        train(Other(), CONFIG, straight)
 
 
 @pytest.mark.parametrize(
@@ -165,10 +171,9 @@ def test_what_does_not_fit_the_devices(tmp_path, change, message):
         train(Dummy(), replace(CONFIG, **change), tmp_path)
 
 
-def test_another_experiment_is_refused(tmp_path):
-    train(Dummy(), CONFIG, tmp_path)
+def test_another_experiment_is_refused(straight):
     with pytest.raises(SammiError, match=r"optim\.peak_lr was 0\.01 and is 0\.1"):
-        train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), tmp_path)
+        train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), straight)
 
 
 def test_an_exploding_loss_stops(tmp_path):

@@ -147,7 +147,7 @@ class Aggregator(nnx.Module):
         """Aggregate the cost map to logits at four times its side.
 
         With more classes than ``config.pad_length``, each image keeps the ``pad_length`` classes of
-        largest cosine anywhere in its cost map; the logits of the others are -100 (docs/catseg.md c).
+        largest cosine anywhere in its cost map; the others' logits are -100 (docs/catseg.md c).
 
         Args:
             cost: cosines of each patch with each class and template.

@@ -103,7 +103,7 @@ class Sammi(nnx.Module):
         return text_embeddings(self.clip, token_ids)
 
     def encode_views(self, views: Float[Array, "n s s 3"]) -> ImageFeatures:
-        """F_l, F_h1 and F_h2 of CLIP-normalised square images (section 1; docs/catseg.md part a)."""
+        """F_l, F_h1 and F_h2 of CLIP-normalised square images (docs/catseg.md part a)."""
         low, (tap1, tap2) = self.clip.encode_dense(views, self.config.taps)
         return ImageFeatures(low, (self.upsample1(tap1), self.upsample2(tap2)))
 

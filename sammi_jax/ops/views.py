@@ -1,7 +1,7 @@
 """Overlapping windows and a global view of one square canvas, and maps stitched back together.
 
-CAT-Seg cuts an image into windows and adds the whole image as one more view (docs/catseg.md part f).
-A map at any resolution that is a multiple of the cost map's cells can be stitched the same way.
+CAT-Seg cuts an image into windows and adds the whole image as one more view (docs/catseg.md part
+f). A map at any resolution that is a multiple of the cost map's cells can be stitched the same way.
 """
 
 from dataclasses import dataclass

@@ -1,0 +1,154 @@
+"""The three tasks: their losses against loops, what trains, and that their batches fit."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sammi_jax.config import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
+from sammi_jax.data import openshapes
+from sammi_jax.errors import SammiError
+from sammi_jax.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
+from sammi_jax.loop import trainable_paths
+from sammi_jax.params import build
+from sammi_jax.tasks import make_task
+from sammi_jax.tasks.caption import contrastive_loss, pooled_scores
+from sammi_jax.tasks.prompt import dice_loss, focal_loss, mask_iou
+from sammi_jax.tasks.segment import OTHER_CLASS, relabel
+
+CATSEG = SEGMENTER_SIZES["openshapes"]
+SAMMI = replace(CATSEG, masks=MaskConfig(sam=SAM_SIZES["openshapes"]))
+TASKS = {
+    "caption": CaptionConfig(model=CLIP_SIZES["openshapes"]),
+    "prompt": PromptConfig(model=SAM_SIZES["openshapes"]),
+    "catseg": SegmentConfig(model=CATSEG, num_classes=7),
+    "sammi": SegmentConfig(model=SAMMI, num_classes=7),
+}
+
+
+def make(name, **changes):
+    return make_task(TrainConfig(task=TASKS[name], batch_size=2, **changes))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batch_fits_the_loss(name):
+    """Shapes only: nothing is compiled."""
+    task = make(name)
+    params = task.initial_params(0)
+
+    def loss(params, batch, key):
+        return task.loss(build(lambda: task.make(nnx.Rngs(0)), params), batch, key)
+
+    value, metrics = jax.eval_shape(loss, params, task.batch(0), jax.random.key(0))
+    assert value.shape == ()
+    assert all(metric.shape == () for metric in metrics.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_batches_follow_from_seed_and_step(name):
+    first, again = make(name).batch(3), make(name).batch(3)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for other in (make(name).batch(4), make(name, seed=1).batch(3)):
+        assert not np.array_equal(first.examples["images"], other.examples["images"])
+
+
+def test_contrastive_loss_against_loops(rng):
+    scores = rng.normal(size=(3, 6))
+    own = np.repeat(np.eye(3, dtype=bool), 2, axis=1)
+    true = own | (rng.random((3, 6)) < 0.3)
+    total = 0.0
+    for i, t in zip(*np.nonzero(own), strict=True):
+        texts = sum(np.exp(scores[i, j]) for j in range(6) if not true[i, j])
+        images = sum(np.exp(scores[j, t]) for j in range(3) if not true[j, t])
+        hit = np.exp(scores[i, t])
+        total -= np.log(hit / (hit + texts)) + np.log(hit / (hit + images))
+    expected = total / own.sum() / 2
+    loss = contrastive_loss(jnp.asarray(scores), jnp.asarray(own), jnp.asarray(true))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_caption_true_of_all_has_no_gradient():
+    """Such as "A photo of a thing": no negative is left, and nothing becomes NaN."""
+    own = jnp.eye(2, dtype=bool)
+    true = own.at[:, 0].set(True)
+    value, grad = jax.value_and_grad(contrastive_loss)(jnp.ones((2, 2)), own, true)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(grad).all()
+    assert float(jnp.abs(grad[0, 0])) > 0  # against text 1, of which image 0 is a negative
+
+
+def test_pooled_scores_are_a_soft_maximum(rng):
+    dense, texts = rng.normal(size=(2, 5, 4)), rng.normal(size=(3, 4))
+    cosine = np.einsum("bnd,td->bnt", dense, texts)
+    sharp = pooled_scores(jnp.asarray(dense), jnp.asarray(texts), 500.0)
+    np.testing.assert_allclose(sharp, cosine.max(axis=1), atol=5e-3)
+    expected = np.log(np.exp(2.0 * cosine).mean(axis=1)) / 2.0
+    soft = pooled_scores(jnp.asarray(dense), jnp.asarray(texts), 2.0)
+    np.testing.assert_allclose(soft, expected, rtol=1e-5)
+
+
+def test_mask_losses_against_numpy(rng):
+    logits, target = rng.normal(size=(2, 4, 4)), (rng.random((2, 4, 4)) < 0.4) * 1.0
+    p = 1 / (1 + np.exp(-logits))
+    right = np.where(target == 1, p, 1 - p)
+    focal = ((1 - right) ** 2 * -np.log(right)).mean(axis=(1, 2))
+    np.testing.assert_allclose(focal_loss(jnp.asarray(logits), jnp.asarray(target)), focal, 1e-5)
+    dice = 1 - (2 * (p * target).sum((1, 2)) + 1) / (p.sum((1, 2)) + target.sum((1, 2)) + 1)
+    np.testing.assert_allclose(dice_loss(jnp.asarray(logits), jnp.asarray(target)), dice, 1e-5)
+    found, wanted = logits > 0, target == 1
+    iou = (found & wanted).sum((1, 2)) / (found | wanted).sum((1, 2))
+    np.testing.assert_allclose(mask_iou(jnp.asarray(logits), jnp.asarray(target)), iou, 1e-6)
+
+
+def test_what_trains():
+    catseg, sammi = (trainable_paths(make(name)) for name in ("catseg", "sammi"))
+    in_clip = [path for path in catseg if path.startswith("clip/")]
+    assert sorted(in_clip) == [
+        f"clip/{tower}/transformer/block/attention/{name}/kernel"
+        for tower in ("text", "vision")
+        for name in ("query", "value")
+    ]
+    assert set(catseg) < set(sammi)
+    assert not [path for path in sammi if path.startswith("sam/")]
+    new = {path.split("/")[0] for path in set(sammi) - set(catseg)}
+    assert new == {"tspp", "dmi"}
+    task = make("sammi")
+    assert {task.lr_scale(path) for path in in_clip} == {0.01}
+    assert {task.lr_scale(path) for path in sammi if not path.startswith("clip/")} == {1.0}
+
+
+def test_relabel():
+    labels = np.array([[0, 3], [255, 5]], np.uint8)
+    found = relabel(labels, np.array([3, 5]), 8, 255)
+    assert found.tolist() == [[OTHER_CLASS, 0], [255, 1]]
+
+
+def test_classes_of_a_step():
+    task, total = make("catseg"), len(openshapes.get_view("os48").seen)
+    batch = task.batch(0)
+    ids = batch.shared["token_ids"]
+    assert ids.shape[:2] == (7, 1)
+    assert len({tuple(row) for row in ids[:, 0]}) == 7
+    labels = batch.examples["labels"]
+    assert labels.min() >= OTHER_CLASS
+    assert labels.max() < 7
+    everything = make_task(TrainConfig(task=SegmentConfig(model=CATSEG), batch_size=2)).batch(0)
+    assert everything.shared["token_ids"].shape[0] == total
+    assert (everything.examples["labels"] >= 0).all()  # scenes of seen classes only
+
+
+def test_a_model_folder_that_does_not_fit_is_refused(tmp_path):
+    clip = make("caption")
+    clip.export(clip.initial_params(0), tmp_path / "clip")
+    wider = replace(CATSEG, clip=replace(CATSEG.clip, embed_dim=64))
+    good = SegmentConfig(model=CATSEG, clip=str(tmp_path / "clip"))
+    params = make_task(TrainConfig(task=good)).initial_params(1)
+    expected = clip.initial_params(0)["text/token_embedding"]
+    np.testing.assert_array_equal(params["clip/text/token_embedding"], expected)
+    with pytest.raises(SammiError, match="does not fit the configured model"):
+        make_task(TrainConfig(task=replace(good, model=wider))).initial_params(0)
+    with pytest.raises(SammiError, match="holds a clip model, not sam"):
+        make_task(TrainConfig(task=replace(good, sam=good.clip))).initial_params(0)
