@@ -60,7 +60,7 @@ def cut_windows(
 
 
 def stitch(maps: Float[Array, "b v h w c"], layout: ViewLayout) -> Float[Array, "b h2 w2 c"]:
-    """One canvas from the maps of all views: the mean of overlapping windows and of the global view.
+    """One canvas from the maps of all views, windows and global view averaged.
 
     Windows that overlap are averaged uniformly; the global view, resized to the canvas, then
     counts one half (docs/catseg.md part f, step 6).
