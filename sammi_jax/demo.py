@@ -22,7 +22,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.report import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DATASETS = "os48/val_seen,os48/val_unseen"
+_DATASET, _IMAGES = "os48/val_unseen", 200  # it holds classes of both kinds
 _PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn
 
 
@@ -81,7 +81,8 @@ def _train(work: Path, seed: int, times: dict[str, float], name: str, *settings:
 def _evaluate(work: Path, times: dict[str, float], title: str, model: Path) -> list[dict]:
     folder = model.parent / "eval"
     _command(times, f"evaluate {title}", "eval.py", "--config", "configs/openshapes_sammi.py",
-             "--checkpoint", model, "--datasets", _DATASETS, "--workdir", folder)  # fmt: skip
+             "--set", f"eval.num_examples={_IMAGES}", "--checkpoint", model,
+             "--datasets", _DATASET, "--workdir", folder)  # fmt: skip
     results = json.loads((folder / "results.json").read_text())["results"]
     return [{**result, "dataset": f"{title}, {result['dataset']}"} for result in results]
 

@@ -73,11 +73,12 @@ def evaluate(predictor: Predictor, dataset: Dataset, batch_size: int) -> dict[st
 def _metrics(confusion: Int[NpArray, "c c"], dataset: Dataset) -> dict[str, Any]:
     values = scores(confusion)
     iou = [None if np.isnan(v) else float(v) for v in np.asarray(values.pop("iou"))]
-    result: dict[str, Any] = {**values}
     if dataset.unseen:
-        result["seen_miou"] = subset_miou(confusion, dataset.seen)
-        result["unseen_miou"] = subset_miou(confusion, dataset.unseen)
-        result["harmonic_mean"] = harmonic_mean(result["seen_miou"], result["unseen_miou"])
+        seen, unseen = (subset_miou(confusion, part) for part in (dataset.seen, dataset.unseen))
+        values |= {"seen_miou": seen, "unseen_miou": unseen}
+        values["harmonic_mean"] = harmonic_mean(seen, unseen)
+    # NaN (no such pixel in the labels) is no number in JSON
+    result: dict[str, Any] = {k: None if np.isnan(v) else float(v) for k, v in values.items()}
     texts: list[list[str]] = [[] for _ in range(dataset.num_classes)]
     for name, index in zip(dataset.class_names, dataset.merge, strict=True):
         texts[index].append(name)
