@@ -37,7 +37,7 @@ class OptimConfig:
     b2: float = 0.999
     clip_norm: float = 0.01  # global norm of the trainable gradients
     # Matrices learn by Muon (https://kellerjordan.github.io/posts/muon) at this multiple of the
-    # learning rate, the rest by AdamW; None: AdamW throughout.
+    # learning rate, the rest by AdamW with Nesterov momentum; None: plain AdamW throughout.
     muon_ratio: float | None = None
 
 

@@ -1,8 +1,8 @@
-"""AdamW in groups, over the trainable parameters only.
+"""AdamW (or Muon for matrices) in groups, over the trainable parameters only.
 
 Frozen parameters never enter: partitioning everything and zeroing most of it costs twice the
-work and gives a wrong gradient norm. Rules: CAT-Seg's (docs/catseg.md
-part e).
+work and gives a wrong gradient norm. Rules: CAT-Seg's
+(docs/catseg.md part e).
 """
 
 from collections.abc import Hashable, Mapping

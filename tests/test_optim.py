@@ -81,3 +81,26 @@ def test_norms():
 def test_fsdp_rule(path, shape, spec):
     assert tuple(fsdp_spec(path, shape, 4, 4)) == spec
     assert tuple(fsdp_spec(path, shape, 4, 1)) == ()
+
+
+def test_muon_orthogonalises_matrices_layer_by_layer(rng):
+    """Kernels move by near-orthogonal steps, each layer of a stack alone; the rest by NAdamW."""
+    shapes = {
+        "a/kernel": (6, 4),
+        "s/block/b/kernel": (3, 5, 5),
+        "a/bias": (4,),
+        "c/kernel": (3, 3, 2, 2),
+    }
+    params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
+    grads = {path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()}
+    config = OptimConfig(peak_lr=0.1, weight_decay=0.0, clip_norm=1e9, muon_ratio=2.0)
+    schedule = make_schedule(config, 10)
+    optimizer = make_optimizer(config, schedule, dict.fromkeys(params, 1.0))
+    moves, _ = optimizer.update(grads, optimizer.init(params), params)
+    nadamw = optax.adamw(schedule, weight_decay=0.0, nesterov=True)
+    expected, _ = nadamw.update(grads, nadamw.init(params), params)
+    for path in ("a/bias", "c/kernel"):
+        np.testing.assert_allclose(moves[path], expected[path], rtol=1e-5, err_msg=path)
+    for matrix in (moves["a/kernel"], *moves["s/block/b/kernel"]):
+        singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+        assert singular.max() < 3 * singular.min()  # Newton-Schulz is approximate
