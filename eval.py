@@ -21,6 +21,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--datasets", required=True, help="names with commas, as in os48/val_seen,os48/val_unseen"
     )
+    parser.add_argument(
+        "--data-dir", type=Path, help="where prepared data sets lie; OpenShapes needs none"
+    )
     parser.add_argument("--workdir", required=True, type=Path, help="for results.json, results.md")
     parser.add_argument(
         "--set",

@@ -193,7 +193,8 @@ class Sammi(nnx.Module):
         scale = sam_input.sizes[:, None, ::-1]  # (height, width) -> (x, y)
         labels = jnp.where(prompts.valid, 1, -1)
         embeddings = self.sam.encode_image(sam_input.images)
-        masks, iou = self.sam.decode(embeddings, points * scale, labels)
+        # SAM counts pixels from their corner and adds the half to the centre itself.
+        masks, iou = self.sam.decode(embeddings, points * scale - 0.5, labels)
         best = jnp.argmax(iou, axis=-1)
         iou = jnp.take_along_axis(iou, best[..., None], axis=-1)[..., 0]
         logits = jnp.take_along_axis(masks, best[..., None, None, None], axis=2)[:, :, 0]
