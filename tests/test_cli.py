@@ -17,6 +17,7 @@ from sammi_jax.convert.catseg import CLIP_PREFIX
 from sammi_jax.convert.clip import clip_rules, detect_layout
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.folder import describe
+from sammi_jax.kinds import buffer_paths
 from sammi_jax.text.tokenizer import END, START
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,11 +119,14 @@ def test_inspect_model_folder(tmp_path, capsys, kind):
     prefix = "" if kind == "clip" else "clip."
     assert f"  {prefix}vision.patch_size = 4\n" in out
     total = sum(value.size for value in params.values())
-    assert f"total {total:,} in {2 * total:,} bytes" in out
+    exact = buffer_paths(CONFIGS[kind])  # float32 whatever the rest is stored as
+    size = sum(value.size * (4 if path in exact else 2) for path, value in params.items())
+    assert f"total {total:,} in {size:,} bytes" in out
     tensors = out.partition("tensors (")[2].partition("numbers, by part")[0].splitlines()
     for path, value in params.items():
         (line,) = [line for line in tensors if line.startswith(f"  {path} ")]
-        assert line.split()[1:4] == ["bfloat16", f"{2 * value.size:,}", "B"]
+        dtype, width = ("float32", 4) if path in exact else ("bfloat16", 2)
+        assert line.split()[1:4] == [dtype, f"{width * value.size:,}", "B"]
     counts = dict(line.split() for line in out.partition("numbers, by part\n")[2].splitlines()[:-1])
     for top, count in counts.items():
         inside = sum(v.size for path, v in params.items() if path.split("/")[0] == top)

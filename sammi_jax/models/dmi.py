@@ -14,7 +14,7 @@ from flax import nnx
 
 from sammi_jax.config import DmiConfig
 from sammi_jax.layers import ACTIVATIONS, Conv, MultiHeadAttention
-from sammi_jax.ops.cosine import l2_normalize
+from sammi_jax.ops.cosine import cosine_map
 from sammi_jax.ops.masks import Masks, boundary, box_mean, mask_pool, mask_spread
 from sammi_jax.typing import Array, Bool, Float
 
@@ -79,7 +79,7 @@ class LowInjection(nnx.Module):
         any_valid: Bool[Array, " b"],
     ) -> Float[Array, "b h w t p"]:
         """S + alpha * cos(F_l', F_t), one alpha a template."""
-        cosine = jnp.einsum("bhwd,tpd->bhwtp", l2_normalize(features), l2_normalize(text_features))
+        cosine = cosine_map(features, text_features)
         return _add_where(any_valid, cost, self.alpha[...] * cosine)
 
 
