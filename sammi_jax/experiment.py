@@ -58,7 +58,7 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class CaptionConfig(TaskConfig):
-    """A CLIP learns image-text alignment, dense too (data.md 5.3, lessons 1 to 3)."""
+    """A CLIP learns image-text alignment, dense too (docs/openshapes.md)."""
 
     kind: ClassVar[str] = "caption"
     model: ClipConfig = ClipConfig()

@@ -1,6 +1,6 @@
 """Where arrays live: one mesh, one size rule for parameters, one rule for batches.
 
-Modules carry no annotations; XLA propagates from the arguments (architecture.md 5.5).
+Modules carry no annotations; XLA propagates from the arguments.
 """
 
 from typing import Any

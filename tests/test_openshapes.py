@@ -146,7 +146,7 @@ def test_colours_are_those_of_the_names(train):
 
 
 def test_numbers_of_regions(train):
-    """data.md 5.1 measured 5.9 instances a scene, and asks for far fewer parts than 363."""
+    """About six instances a scene, and parts enough that a SAM over-segments them."""
     instances = np.mean([len(np.unique(s.instances)) for s in train])
     parts = np.mean([s.parts.max() for s in train])
     print(f"per scene: {instances:.2f} instances, {parts:.1f} parts")

@@ -1,4 +1,4 @@
-"""The confusion matrix and what papers report of it (data.md part 4; conventions side by side)."""
+"""The confusion matrix and what papers report of it (both conventions)."""
 
 import numpy as np
 

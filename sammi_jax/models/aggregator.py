@@ -1,7 +1,7 @@
 """Cost aggregation and up-sampling decoder: cost map and guidance in, logits of each class out.
 
 Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py (``Aggregator``);
-catseg.md part c. Every step but the class attention treats each class's map on its own.
+docs/catseg.md part c. Every step but the class attention treats each class's map on its own.
 Deviations: guidance that the reference repeats for every class is multiplied once an image (equal
 up to rounding); classes may be absent (``class_mask``), which gives the present ones exactly what
 the reference gives for them alone; ``cost_skip`` [ours] adds the scaled raw cost to the logits.

@@ -1,7 +1,7 @@
 """Image-text alignment that also holds patch by patch: how the tiny CLIP of the demo is trained.
 
 A CLIP that learns from its class token alone has useless dense features when it is tiny
-(data.md 5.3: mIoU 0.01). The pooled dense loss scores an image and a text by a soft maximum over
+(docs/openshapes.md). The pooled dense loss scores an image and a text by a soft maximum over
 patches, so that every caption must be found somewhere in the image.
 """
 

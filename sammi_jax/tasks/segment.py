@@ -1,7 +1,7 @@
 """CAT-Seg and SAM-MI learn from label maps of the seen classes.
 
-Rules of training: CAT-Seg's (catseg.md part e). CLIP's query and value kernels train at a hundredth
-of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
+Rules of training: CAT-Seg's (docs/catseg.md part e). CLIP's query and value kernels train at a
+hundredth of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
 """
 
 from pathlib import Path
