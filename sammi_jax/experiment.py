@@ -132,7 +132,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainCo
         config = runpy.run_path(str(path)).get("config")
     except SammiError:
         raise
-    except Exception as error:
+    except Exception as error:  # a configuration file is any Python
         raise SammiError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, TrainConfig):
         raise SammiError(f"{path}: defines no TrainConfig named config")

@@ -197,7 +197,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
         )
     config = _read_config(folder / CONFIG_FILE, kind, meta.get("config"))
     with _open_weights(folder / WEIGHTS_FILE) as file:
-        slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118
+        slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118  (not a dictionary)
         tensors = {
             path: Stored(tuple(s.get_shape()), _STORED.get(name := str(s.get_dtype()), name))
             for path, s in slices.items()
