@@ -8,11 +8,11 @@ from sammi_jax.config import SAM_SIZES
 from sammi_jax.experiment import OptimConfig, PromptConfig, TrainConfig
 
 config = TrainConfig(
-    task=PromptConfig(model=SAM_SIZES["openshapes"], points_per_image=8, focal_weight=5.0),
+    task=PromptConfig(model=SAM_SIZES["openshapes"], points_per_image=8, focal_weight=1.0),
     optim=OptimConfig(
         peak_lr=2e-3, warmup_steps=30, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=500,
+    steps=400,
     batch_size=8,
-    checkpoint_every=250,
+    checkpoint_every=200,
 )

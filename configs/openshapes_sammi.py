@@ -22,14 +22,16 @@ from sammi_jax.experiment import OptimConfig, SegmentConfig, TrainConfig
 MASKS = MaskConfig(
     sam=SAM_SIZES["openshapes"],
     tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.05, sigma=1.5),
-    filter=MaskFilterConfig(min_iou=0.5, min_stability=0.0),
+    filter=MaskFilterConfig(min_iou=0.35, min_stability=0.0),
     dmi=DmiConfig(num_heads=4),
 )
 
 config = TrainConfig(
-    task=SegmentConfig(model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS), num_classes=12),
+    task=SegmentConfig(
+        model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS), clip_lr_scale=1.0
+    ),
     optim=OptimConfig(
-        peak_lr=2e-3, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
+        peak_lr=6e-4, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
     steps=100,
     batch_size=4,
