@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from sammi_jax import __version__
-from sammi_jax.cli import convert, inspect, segment
+from sammi_jax.cli import convert, datasets, inspect, segment
 from sammi_jax.errors import SammiError
 
-COMMANDS = (convert, inspect, segment)
+COMMANDS = (convert, datasets, inspect, segment)
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.

@@ -1,10 +1,20 @@
 """Data sets by name, with all that an evaluation needs to know about them."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Protocol
 
+from sammi_jax.data.layouts import get_layout
 from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenShapes, get_view
+from sammi_jax.data.own import read_own_folder
+from sammi_jax.data.prepare import prepared_folder
+from sammi_jax.data.sources import FolderSource, PreparedSource
+from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
+from sammi_jax.files import read_json
+
+_OWN = "folder:"
 
 
 class Source(Protocol):
@@ -27,6 +37,12 @@ class Dataset:
         ignore_label: label of pixels that do not count.
         seen: evaluated classes that training may have seen; empty where the question is moot.
         unseen: the other ones.
+        palette: RGB of each evaluated class; None: the viewer chooses.
+        background: the evaluated class that means "none of the others", if there is one.
+        classes_of_interest: evaluated classes that MESS averages besides; empty: all.
+        domain: of MESS; None for other sets.
+        column: name in the tables of papers.
+        vocabulary_sha256: of the texts and their classes.
     """
 
     name: str
@@ -36,6 +52,12 @@ class Dataset:
     ignore_label: int
     seen: tuple[int, ...] = ()
     unseen: tuple[int, ...] = ()
+    palette: tuple[tuple[int, int, int], ...] | None = None
+    background: int | None = None
+    classes_of_interest: tuple[int, ...] = ()
+    domain: str | None = None
+    column: str = ""
+    vocabulary_sha256: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -44,23 +66,40 @@ class Dataset:
 
 
 def dataset_names() -> list[str]:
-    """Every name that `open_dataset` takes."""
+    """Every name that `open_dataset` takes without preparation: those of OpenShapes."""
     return [f"{view}/{split}" for view in VIEWS for split in NUM_EXAMPLES]
 
 
-def open_dataset(name: str, num_examples: int | None = None) -> Dataset:
-    """Open ``VIEW/SPLIT`` of OpenShapes, for example ``os48/val_unseen``.
+def open_dataset(
+    name: str, num_examples: int | None = None, data_dir: Path | None = None
+) -> Dataset:
+    """Open a data set.
 
     Args:
-        name: of `dataset_names`.
+        name: ``VIEW/SPLIT`` of OpenShapes, such as ``os48/val_unseen``; ``NAME`` or ``NAME/SPLIT``
+            of a prepared set, such as ``ade20k_150``; or ``folder:PATH``, a user's own folder with
+            ``images/``, ``labels/`` and ``classes.txt``.
         num_examples: use the first ones only.
+        data_dir: where prepared sets lie.
 
     Raises:
-        SammiError: there is no such data set.
+        SammiError: there is no such data set, or it is not prepared.
     """
+    if name.startswith(_OWN):
+        return _open_own(name, num_examples)
+    if name in dataset_names():
+        return _open_shapes(name, num_examples)
+    if name.partition("/")[0] in vocabulary_names():
+        return _open_prepared(name, num_examples, data_dir)
+    known = [*dataset_names(), *vocabulary_names()]
+    near = get_close_matches(name, known, 1)
+    if near:
+        raise SammiError(f"{name}: no such data set; did you mean {near[0]}?")
+    raise SammiError(f"{name}: no such data set; there are {', '.join(known)}")
+
+
+def _open_shapes(name: str, num_examples: int | None) -> Dataset:
     view_name, _, split = name.partition("/")
-    if name not in dataset_names():
-        raise SammiError(f"{name}: no such data set; there are {', '.join(dataset_names())}")
     view = get_view(view_name)
     return Dataset(
         name=name,
@@ -70,4 +109,59 @@ def open_dataset(name: str, num_examples: int | None = None) -> Dataset:
         ignore_label=IGNORE_LABEL,
         seen=view.seen,
         unseen=view.unseen,
+        column=name,
+        vocabulary_sha256=vocabulary_hash(view.class_names, view.merge),
     )
+
+
+def _open_own(name: str, num_examples: int | None) -> Dataset:
+    folder = Path(name.removeprefix(_OWN)).expanduser()
+    own = read_own_folder(folder)
+    texts = tuple(text.split(", ")[0] for text in own.classes)
+    merge = tuple(range(len(texts)))
+    return Dataset(
+        name=name,
+        source=FolderSource(own.pairs, num_examples),
+        class_names=texts,
+        merge=merge,
+        ignore_label=own.ignore_index,
+        column=folder.resolve().name,
+        vocabulary_sha256=vocabulary_hash(texts, merge),
+    )
+
+
+def _open_prepared(name: str, num_examples: int | None, data_dir: Path | None) -> Dataset:
+    set_name, _, split = name.partition("/")
+    layout, vocabulary = get_layout(set_name), get_vocabulary(set_name)
+    split = layout.split(split).name if split else layout.splits[0].name
+    folder = find_prepared(set_name, data_dir)
+    return Dataset(
+        name=name,
+        source=PreparedSource(folder, split, num_examples),
+        class_names=vocabulary.texts,
+        merge=vocabulary.merge,
+        ignore_label=vocabulary.ignore_index,
+        palette=vocabulary.palette,
+        background=vocabulary.background,
+        classes_of_interest=vocabulary.classes_of_interest,
+        domain=vocabulary.domain,
+        column=vocabulary.column,
+        vocabulary_sha256=vocabulary.sha256,
+    )
+
+
+def find_prepared(name: str, data_dir: Path | None) -> Path:
+    """The folder of a prepared set, made with the vocabulary that this package holds.
+
+    Raises:
+        SammiError: no ``data_dir``, not prepared, or prepared with other classes.
+    """
+    command = f"sammi datasets prepare {name} --source DIR --data-dir {data_dir or 'DIR'}"
+    if data_dir is None:
+        raise SammiError(f"{name}: name the folder of prepared sets (data_dir); made by: {command}")
+    folder = prepared_folder(data_dir, name)
+    if not folder.is_dir():
+        raise SammiError(f"{name}: not prepared in {data_dir}; run: {command}")
+    if read_json(folder / "metadata.json").get("vocabulary_sha256") != get_vocabulary(name).sha256:
+        raise SammiError(f"{folder}: prepared with other class names; remove it and run: {command}")
+    return folder

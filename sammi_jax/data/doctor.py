@@ -1,0 +1,100 @@
+"""What a data set really holds: sizes, values, class counts, and MESS's check of the labels.
+
+MESS publishes what a uniformly random guess scores on each of its sets. That number follows from
+the class frequencies alone, so labels that were mapped otherwise show at once.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm import tqdm
+
+from sammi_jax.data.sources import Glanceable
+from sammi_jax.typing import NpArray
+
+_TOLERANCE = 0.015  # percent points: MESS prints two digits
+
+
+@dataclass(frozen=True)
+class Report:
+    """Counts over a whole set.
+
+    Attributes:
+        images: how many there are.
+        sizes_differ: examples whose label has another size than their image.
+        outside: pixels of each label value that is neither a class nor ignored.
+        pixels: labelled pixels of each class, int64 ``[C]``.
+        images_with: images in which each class occurs, int64 ``[C]``.
+        ignored: pixels that do not count.
+    """
+
+    images: int
+    sizes_differ: tuple[str, ...]
+    outside: dict[int, int]
+    pixels: NpArray
+    images_with: NpArray
+    ignored: int
+
+    @property
+    def absent(self) -> tuple[int, ...]:
+        """Classes that never occur."""
+        return tuple(int(index) for index in np.flatnonzero(self.pixels == 0))
+
+    @property
+    def random_miou(self) -> float:
+        """`random_miou` of these pixels."""
+        return random_miou(self.pixels)
+
+    @property
+    def sound(self) -> bool:
+        """Whether an evaluation can use the set: sizes agree and every value has a meaning."""
+        return not self.sizes_differ and not self.outside
+
+
+def examine(
+    source: Glanceable, num_classes: int, ignore_index: int, progress: bool = False
+) -> Report:
+    """Read every label and the size of every image.
+
+    Args:
+        source: what to examine.
+        num_classes: how many classes the labels may hold.
+        ignore_index: label of pixels that do not count.
+        progress: show a bar.
+    """
+    pixels = np.zeros(num_classes, np.int64)
+    images_with = np.zeros(num_classes, np.int64)
+    outside: Counter[int] = Counter()
+    differ: list[str] = []
+    ignored = 0
+    for index in tqdm(range(len(source)), "examine", unit="image", disable=not progress or None):
+        seen = source.glance(index)
+        if seen.label.shape != seen.image_size:
+            differ.append(seen.file_name)
+        counts = np.bincount(seen.label.ravel(), minlength=num_classes)
+        if ignore_index < len(counts):
+            ignored += int(counts[ignore_index])
+            counts[ignore_index] = 0
+        pixels += counts[:num_classes]
+        images_with += counts[:num_classes] > 0
+        for value in np.flatnonzero(counts[num_classes:]) + num_classes:
+            outside[int(value)] += int(counts[value])
+    return Report(len(source), tuple(differ), dict(outside), pixels, images_with, ignored)
+
+
+def random_miou(pixels: NpArray) -> float:
+    """Mean IoU in percent of a guess that gives every pixel any of the C classes alike.
+
+    A class with the share f of the labelled pixels has IoU f / (C f + 1 - f).
+
+    Args:
+        pixels: labelled pixels of each class, ``[C]``.
+    """
+    share = pixels / max(int(pixels.sum()), 1)
+    return float(np.mean(share / (len(pixels) * share + 1 - share))) * 100
+
+
+def agrees(found: float, published: float) -> bool:
+    """Whether a random mIoU is the published one, which has two digits."""
+    return abs(found - published) <= _TOLERANCE

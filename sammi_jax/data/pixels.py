@@ -1,0 +1,94 @@
+"""Pictures and label maps as bytes and arrays: PNG files, tiles, and OpenCV's two resizes."""
+
+from collections.abc import Iterator
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from sammi_jax.errors import SammiError
+from sammi_jax.typing import NpArray
+
+_FIXED_BITS = 11  # OpenCV rounds its interpolation weights to 1/2048
+
+
+def png_bytes(array: NpArray) -> bytes:
+    """A PNG file of uint8 ``[H, W]`` or ``[H, W, 3]``, or of uint16 ``[H, W]``."""
+    buffer = BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def label_from_png(data: bytes) -> NpArray:
+    """The train ids of `png_bytes`: uint8 or uint16 ``[H, W]``."""
+    label = np.asarray(Image.open(BytesIO(data)))
+    return label if label.dtype == np.uint8 else label.astype(np.uint16)
+
+
+def tiles(array: NpArray, side: int, fill: int) -> Iterator[NpArray]:
+    """Non-overlapping squares of ``side`` in reading order; what sticks out holds ``fill``."""
+    height, width = array.shape[:2]
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            tile = np.full((side, side, *array.shape[2:]), fill, array.dtype)
+            part = array[top : top + side, left : left + side]
+            tile[: part.shape[0], : part.shape[1]] = part
+            yield tile
+
+
+def count_tiles(height: int, width: int, side: int) -> int:
+    """How many `tiles` a picture has."""
+    return -(-height // side) * -(-width // side)
+
+
+def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
+    """The (height, width) with that short side; the long one is rounded."""
+    if height <= width:
+        return short, int(short / height * width + 0.5)
+    return int(short / width * height + 0.5), short
+
+
+def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
+    """OpenCV's INTER_NEAREST: pixel i is taken from floor(i * source / target)."""
+    # The reciprocal of a quotient, as there: an exact fraction differs where it is an integer.
+    rows = np.floor(np.arange(height) * (1 / (height / array.shape[0]))).astype(np.int64)
+    columns = np.floor(np.arange(width) * (1 / (width / array.shape[1]))).astype(np.int64)
+    rows, columns = np.minimum(rows, len(array) - 1), np.minimum(columns, array.shape[1] - 1)
+    return array[rows[:, None], columns]
+
+
+def resize_linear(image: NpArray, height: int, width: int) -> NpArray:
+    """OpenCV's INTER_LINEAR on uint8 ``[H, W, C]``: half-pixel centres, no antialiasing.
+
+    Its fixed-point arithmetic is followed to the bit, cut-off digits included.
+    """
+    top, bottom, down = _axis(image.shape[0], height)
+    left, right, along = _axis(image.shape[1], width)
+    one = 1 << _FIXED_BITS
+    wide = image.astype(np.int64)
+    mixed = wide[:, left] * (one - along)[:, None] + wide[:, right] * along[:, None]
+    mixed >>= 4
+    upper = (mixed[top] * (one - down)[:, None, None]) >> 16
+    lower = (mixed[bottom] * down[:, None, None]) >> 16
+    return ((upper + lower + 2) >> 2).astype(np.uint8)
+
+
+def _axis(source: int, target: int) -> tuple[NpArray, NpArray, NpArray]:
+    """Both neighbours of each target pixel, and the fixed-point weight of the second."""
+    centre = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    low = np.floor(centre).astype(np.int64)
+    weight = np.rint((centre - low.astype(np.float32)) * (1 << _FIXED_BITS)).astype(np.int64)
+    weight[low < 0] = 0
+    low = np.clip(low, 0, source - 1)
+    return low, np.minimum(low + 1, source - 1), weight
+
+
+def as_label_dtype(label: NpArray, largest: int, where: str) -> NpArray:
+    """The train ids as uint8 if ``largest`` fits, else as uint16.
+
+    Raises:
+        SammiError: even 16 bits are too few.
+    """
+    if largest > np.iinfo(np.uint16).max:
+        raise SammiError(f"{where}: class {largest} does not fit 16 bits")
+    return label.astype(np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)

@@ -1,0 +1,58 @@
+"""COCO's run-length masks: runs of 0 and 1 by turns, down the columns, as numbers or as a string.
+
+The string packs each run in characters of 48 + six bits: five of the value, low ones first, and
+one that says "more follows"; the last five carry the sign. From the fourth run on, what is stored
+is the difference to the run before the last.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sammi_jax.errors import SammiError
+from sammi_jax.typing import NpArray
+
+_FIRST_CHARACTER = 48
+_MORE, _SIGN, _BITS = 0x20, 0x10, 0x1F
+
+
+def decode_rle(segmentation: Mapping[str, Any], where: str) -> NpArray:
+    """The mask, bool ``[H, W]``, of ``{"size": [H, W], "counts": str | bytes | list}``.
+
+    Args:
+        segmentation: compressed or uncompressed runs.
+        where: named in errors.
+
+    Raises:
+        SammiError: the runs do not fill the mask.
+    """
+    height, width = segmentation["size"]
+    counts = segmentation["counts"]
+    if isinstance(counts, bytes):
+        counts = counts.decode("ascii")
+    runs = unpack_runs(counts) if isinstance(counts, str) else list(counts)
+    if min(runs, default=0) < 0 or sum(runs) != height * width:
+        raise SammiError(
+            f"{where}: a run-length mask covers {sum(runs)} pixels, not {height} x {width}; "
+            "the file is damaged, fetch it again"
+        )
+    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    return flat.reshape((height, width), order="F")
+
+
+def unpack_runs(text: str) -> Sequence[int]:
+    """The run lengths that a compressed string holds."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - _FIRST_CHARACTER
+        value |= (code & _BITS) << shift
+        shift += 5
+        if code & _MORE:
+            continue
+        if code & _SIGN:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return runs

@@ -1,0 +1,142 @@
+"""Random access to stored pictures: prepared sets, and folders as they lie.
+
+Both give ``{"image": uint8 [H, W, 3] RGB, "label": int [H, W], "file_name": str}`` with
+the EXIF orientation of the image applied, and can be pickled for worker processes.
+"""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol, SupportsIndex
+
+from PIL import Image
+
+from sammi_jax.data.labels import read_index
+from sammi_jax.data.pairs import Pair
+from sammi_jax.data.pixels import label_from_png
+from sammi_jax.data.records import open_records
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.images import load_image
+from sammi_jax.typing import NpArray
+
+
+@dataclass(frozen=True)
+class Glance:
+    """An example without the pixels of its image."""
+
+    file_name: str
+    image_size: tuple[int, int]  # height, width
+    label: NpArray  # int [H, W]
+
+
+class Glanceable(Protocol):
+    """A source that can be checked without decoding its images."""
+
+    def __len__(self) -> int: ...
+
+    def glance(self, index: int) -> Glance:
+        """The example of that index, its image unread but for the head of the file."""
+        ...
+
+
+class PreparedSource:
+    """One split of a folder that `sammi_jax.data.prepare` wrote.
+
+    Args:
+        directory: the folder with ``dataset_info.json``.
+        split: one that was prepared.
+        num_examples: use the first ones only.
+
+    Raises:
+        SammiError: not a prepared set, or without that split.
+    """
+
+    def __init__(self, directory: str | Path, split: str, num_examples: int | None = None):
+        self._directory = Path(directory)
+        try:
+            self._records = open_records(self._directory, split)
+        except (ValueError, KeyError, OSError) as error:
+            raise SammiError(
+                f"{directory}: cannot open split {split!r} ({one_line(error)}); prepare it with "
+                "'sammi datasets prepare'"
+            ) from error
+        self._length = _checked_length(str(directory), num_examples, len(self._records))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """The example of that index; IndexError beyond the end."""
+        record = self._record(index)
+        return {
+            "image": load_image(Image.open(BytesIO(record["image"]))),
+            "label": label_from_png(record["label"]),
+            "file_name": record["file_name"].decode(),
+        }
+
+    def glance(self, index: int) -> Glance:
+        """The example of that index without decoding its image."""
+        record = self._record(index)
+        size = _image_size(Image.open(BytesIO(record["image"])))
+        return Glance(record["file_name"].decode(), size, label_from_png(record["label"]))
+
+    def _record(self, index: SupportsIndex) -> dict[str, Any]:
+        index = _checked_index(str(self._directory), index, self._length)
+        return self._records[index]
+
+
+class FolderSource:
+    """Pairs of image and label files as they lie; label values are class indices already.
+
+    Args:
+        pairs: in the order of the examples.
+        num_examples: use the first ones only.
+    """
+
+    def __init__(self, pairs: Sequence[Pair], num_examples: int | None = None):
+        length = _checked_length("the folder", num_examples, len(pairs))
+        self._pairs = tuple(pairs[:length])
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """The example of that index; IndexError beyond the end."""
+        pair = self._pairs[_checked_index("the folder", index, len(self))]
+        return {
+            "image": load_image(pair.image),
+            "label": read_index(pair.labels[0]),
+            "file_name": pair.key + pair.image.suffix,
+        }
+
+    def glance(self, index: int) -> Glance:
+        """The example of that index without decoding its image."""
+        pair = self._pairs[_checked_index("the folder", index, len(self))]
+        try:
+            with Image.open(pair.image) as image:
+                size = _image_size(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise SammiError(f"{pair.image}: cannot be decoded ({one_line(error)})") from error
+        return Glance(pair.key + pair.image.suffix, size, read_index(pair.labels[0]))
+
+
+def _checked_length(where: str, asked: int | None, found: int) -> int:
+    if asked is not None and not 0 < asked <= found:
+        raise SammiError(f"{where}: {asked} examples asked for, there are {found}")
+    return found if asked is None else asked
+
+
+def _checked_index(where: str, index: SupportsIndex, length: int) -> int:
+    number = operator.index(index)
+    if not 0 <= number < length:
+        raise IndexError(f"{where}: index {number} of {length}")
+    return number
+
+
+def _image_size(image: Image.Image) -> tuple[int, int]:
+    """(height, width) once the EXIF orientation is applied; reads the head of the file."""
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the orientations on their side
+    return (image.width, image.height) if turned else (image.height, image.width)
