@@ -17,14 +17,20 @@ from sammi_jax.errors import SammiError
 
 C = TypeVar("C")
 
+OPENSHAPES = "openshapes"  # the data set that needs no folder
+
 
 @dataclass(frozen=True)
 class DataConfig:
     """Where examples come from. OpenShapes is computed from indices and needs no folder."""
 
-    name: Literal["openshapes"] = "openshapes"
-    view: Literal["os48", "os168"] = "os48"  # the vocabulary of the labels
-    regime: Literal["web", "strict"] = "web"  # strict: captions withhold unseen combinations too
+    # "openshapes", or a set that 'sammi datasets prepare' made, such as "coco_stuff_171/train".
+    name: str = OPENSHAPES
+    data_dir: str | None = None  # where prepared sets lie
+    workers: int = 0  # processes that decode and crop; 0: threads of the training process
+    view: Literal["os48", "os168"] = "os48"  # OpenShapes: the vocabulary of the labels
+    # OpenShapes: "strict" withholds unseen combinations from the captions too.
+    regime: Literal["web", "strict"] = "web"
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,23 @@ class SegmentConfig(TaskConfig):
 class EvalConfig:
     """How `eval.py` runs."""
 
-    batch_size: int = 8
+    batch_size: int = 8  # images a step over all devices; a multiple of their number
     num_examples: int | None = None  # the first ones only; None: all
+    # Test-time augmentation: scores of the mirrored image, and of other canvases, are averaged in.
+    flip: bool = False
+    scales: tuple[int, ...] = ()  # sides of the canvas, as sliding.output_size; (): only that
+    # Of a data set with a background class. "name": its text competes with the others; "threshold":
+    # it has no text and takes the pixels where every score is below ``background_threshold``;
+    # "none": it has no text, and its pixels are ignored.
+    background: Literal["name", "threshold", "none"] = "name"
+    background_threshold: float = 0.5
+    boundary: bool = False  # boundary IoU as well
+    # The next two change memory, speed and the number of compilations, and no result.
+    class_chunk: int = 32  # classes whose score maps are in memory at once
+    max_buckets: int = 8  # shapes of label maps, hence compilations of the read-out
+    save_labels: bool = False  # predicted label maps, as PNG
+    panels: int = 0  # pictures of this many images: image, truth, prediction, masks and points
+    save_every: int = 50  # steps between two savings of what an interrupted evaluation resumes from
 
 
 @dataclass(frozen=True)
@@ -178,7 +199,7 @@ def _replace_leaf(cls: type, fields: dict[str, Any], name: str, text: str, where
 
 
 def _literal(text: str) -> Any:
-    plain = {"true": True, "false": False, "none": None}
+    plain = {"true": True, "false": False, "none": None, "null": None}
     if text.lower() in plain:
         return plain[text.lower()]
     try:
@@ -192,7 +213,15 @@ def resolved(config: TrainConfig) -> dict[str, Any]:
     return {"kind": config.task.kind, **to_dict(config)}
 
 
-_MAY_CHANGE = ("mesh", "eval", "log_every", "checkpoint_every", "keep")
+_MAY_CHANGE = (
+    "mesh",
+    "eval",
+    "data.data_dir",
+    "data.workers",
+    "log_every",
+    "checkpoint_every",
+    "keep",
+)
 
 
 def save_config(config: TrainConfig, workdir: Path) -> None:

@@ -113,7 +113,8 @@ def _run(
     # The frozen part passes through: donating it too lets XLA alias it instead of copying it.
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
     log = Log(workdir / "log.jsonl", start, config)
-    batches = prefetch(lambda k: put_batch(task.batch(k), mesh), range(start, config.steps))
+    made = task.batches(start)
+    batches = prefetch(lambda _: put_batch(next(made), mesh), range(start, config.steps))
     try:
         for number, batch in enumerate(batches, start + 1):
             state, metrics = step(state, batch)
@@ -124,6 +125,7 @@ def _run(
                 save(state)
     finally:
         batches.close()
+        made.close()
         log.close()
     return state
 

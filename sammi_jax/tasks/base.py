@@ -1,6 +1,8 @@
 """What the training loop asks of a task. The loop knows nothing else about models or data."""
 
+import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -36,7 +38,15 @@ class Task(ABC, Generic[M]):
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
-        """The batch of a step, as numpy arrays; a function of the configuration and the step."""
+        """This process's share of a step's batch, as numpy arrays.
+
+        A function of the configuration and the step alone.
+        """
+
+    def batches(self, start: int) -> Generator[Batch]:
+        """The batches from a step on, without end; closing the iterator ends what makes them."""
+        for step in itertools.count(start):
+            yield self.batch(step)
 
     @abstractmethod
     def loss(

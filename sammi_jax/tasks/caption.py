@@ -18,7 +18,7 @@ from flax import nnx
 
 from sammi_jax.config import ClipConfig
 from sammi_jax.data import openshapes
-from sammi_jax.data.loader import Batch, batch_indices
+from sammi_jax.data.loader import Batch, batch_indices, local_share
 from sammi_jax.experiment import CaptionConfig, TrainConfig
 from sammi_jax.folder import read_model, write_model
 from sammi_jax.images import CLIP_MEAN, CLIP_STD
@@ -120,13 +120,14 @@ class CaptionTask(Task[Clip]):
         named = rearrange(drawn.named, "b r a -> (b r) a")
         true = openshapes.captions_true_of(drawn.attributes, named)
         ids = self._token_rows(drawn.captions)
-        return Batch(
+        whole = Batch(
             {
                 "images": drawn.image,
                 "token_ids": rearrange(ids, "(b r) l -> b r l", r=2),
                 "true": rearrange(true, "b (c r) -> b c r", r=2),
             }
         )
+        return local_share(whole)
 
     def _token_rows(self, texts: Sequence[str]) -> np.ndarray:
         return np.stack([self._tokens(text) for text in texts])

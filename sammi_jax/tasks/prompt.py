@@ -15,7 +15,7 @@ from einops import reduce
 from flax import nnx
 
 from sammi_jax.data import openshapes
-from sammi_jax.data.loader import Batch, batch_indices
+from sammi_jax.data.loader import Batch, batch_indices, local_share
 from sammi_jax.experiment import PromptConfig, TrainConfig
 from sammi_jax.folder import read_model, write_model
 from sammi_jax.models.sam.sam import Sam
@@ -79,7 +79,7 @@ class PromptTask(Task[Sam]):
         ]
         cell = side // task.model.mask_size
         targets = np.stack([masks for _, masks in prompts])
-        return Batch(
+        whole = Batch(
             {
                 "images": np.stack([scene.image for scene in drawn]),
                 "points": np.stack([points for points, _ in prompts]).astype(np.float32),
@@ -92,6 +92,7 @@ class PromptTask(Task[Sam]):
                 ),
             }
         )
+        return local_share(whole)
 
     def loss(
         self, model: Sam, batch: Batch, key: jax.Array

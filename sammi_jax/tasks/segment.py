@@ -4,8 +4,10 @@ Rules of training: CAT-Seg's (docs/catseg.md part e). CLIP's query and value ker
 hundredth of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
 """
 
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +15,18 @@ import numpy as np
 from flax import nnx
 
 from sammi_jax.data import openshapes
-from sammi_jax.data.loader import Batch, batch_indices
+from sammi_jax.data.augment import TrainCrop
+from sammi_jax.data.catalogue import Dataset, open_dataset
+from sammi_jax.data.loader import Batch
+from sammi_jax.data.pipeline import batch_stream, iterate
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import SegmentConfig, TrainConfig
+from sammi_jax.experiment import OPENSHAPES, SegmentConfig, TrainConfig
 from sammi_jax.folder import read_model, write_model
 from sammi_jax.inference import forward_crops
 from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
+from sammi_jax.ops.colour import jitter_colours
 from sammi_jax.tasks.base import Task
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
@@ -31,18 +37,29 @@ _CLIP_TRAINS = ("query/kernel", "value/kernel")
 
 
 class SegmentTask(Task[Sammi]):
-    """A segmenter on OpenShapes scenes of seen classes."""
+    """A segmenter on label maps: OpenShapes' seen classes, or a prepared set."""
 
     def __init__(self, config: TrainConfig, task: SegmentConfig):
         self._config, self._task = config, task
-        view = openshapes.get_view(config.data.view).only_seen()
-        self._source = openshapes.OpenShapes(
-            "train", view, seed=config.seed, size=task.model.crop_size
+        if task.num_classes is not None and jax.process_count() > 1:
+            raise SammiError(
+                "task.num_classes: which classes a step asks for depends on its labels, which the "
+                "processes do not share; leave it out (all classes) in a job of several processes"
+            )
+        dataset, transforms = _training_set(config, task)
+        self._photographs = bool(transforms)
+        self._ignore_label = dataset.ignore_label
+        self._batches = batch_stream(
+            dataset.source,
+            transforms,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            process=jax.process_index(),
+            num_processes=jax.process_count(),
         )
-        self._ignore_label = openshapes.IGNORE_LABEL
         self._tokenizer = self._find_tokenizer()
         length = task.model.clip.text.context_length
-        texts = prompts(view.class_names, task.model.template)
+        texts = prompts(dataset.class_names, task.model.template)
         self._token_ids = self._tokenizer(texts, length)[:, None]
 
     def _find_tokenizer(self) -> Tokenizer:
@@ -82,14 +99,21 @@ class SegmentTask(Task[Sammi]):
 
     def batch(self, step: int) -> Batch:
         """Images, labels among the classes that the step asks for, and these classes' tokens."""
-        config = self._config
-        indices = batch_indices(step, config.batch_size, len(self._source), config.seed)
-        examples = [self._source[int(i)] for i in indices]
-        labels = np.stack([example["label"] for example in examples])
+        return self._assemble(step, cast(dict[str, NpArray], self._batches[step]))
+
+    def batches(self, start: int) -> Generator[Batch]:
+        """The batches from a step on, read ahead."""
+        raw = iterate(self._batches, start, self._config.data.workers)
+        with closing(raw):
+            for step, examples in enumerate(raw, start):
+                yield self._assemble(step, examples)
+
+    def _assemble(self, step: int, examples: dict[str, NpArray]) -> Batch:
+        labels = examples["label"]
         classes = self._choose_classes(labels, step)
         return Batch(
             {
-                "images": np.stack([example["image"] for example in examples]),
+                "images": examples["image"],
                 "labels": relabel(labels, classes, len(self._token_ids), self._ignore_label),
             },
             {"token_ids": self._token_ids[classes]},
@@ -107,12 +131,13 @@ class SegmentTask(Task[Sammi]):
         self, model: Sammi, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
-        del key
         examples, masks = batch.examples, self._task.model.masks
         token_ids = batch.shared["token_ids"]
         class_mask = jnp.ones(token_ids.shape[0], bool)
         pooling = self._task.model.aggregator.pooling_size
         images = examples["images"].astype(jnp.float32)
+        if self._photographs:
+            images = jitter_colours(images, key)
         output = forward_crops(model, images, token_ids, class_mask, pooling)
         labels = examples["labels"]
         loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
@@ -135,7 +160,7 @@ class SegmentTask(Task[Sammi]):
             self._task.model,
             params,
             source={
-                "trained_on": f"openshapes {self._config.data.view}",
+                "trained_on": _data_name(self._config),
                 "steps": self._config.steps,
             },
             licence="Apache-2.0",
@@ -151,6 +176,26 @@ def relabel(
     table[classes] = np.arange(len(classes))
     table[ignore_label] = ignore_label
     return table[labels]
+
+
+def _data_name(config: TrainConfig) -> str:
+    data = config.data
+    return f"openshapes {data.view}" if data.name == OPENSHAPES else data.name
+
+
+def _training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, list[Any]]:
+    """The labelled set, and what is done to its examples: nothing to scenes that are random."""
+    data, size = config.data, task.model.crop_size
+    if data.name == OPENSHAPES:
+        view = openshapes.get_view(data.view).only_seen()
+        source = openshapes.OpenShapes("train", view, seed=config.seed, size=size)
+        merge = tuple(range(len(view.class_names)))
+        return Dataset(data.name, source, view.class_names, merge, openshapes.IGNORE_LABEL), []
+    folder = None if data.data_dir is None else Path(data.data_dir)
+    dataset = open_dataset(data.name, data_dir=folder)
+    if dataset.merge != tuple(range(len(dataset.class_names))):
+        raise SammiError(f"{data.name}: several texts share a class, so it is for evaluation only")
+    return dataset, [TrainCrop(size, dataset.ignore_label)]
 
 
 def _overlay(params: dict[str, Any], source: dict[str, Any], prefix: str, folder: str) -> None:

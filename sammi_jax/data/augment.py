@@ -1,0 +1,56 @@
+"""Training crops as CAT-Seg's: resize, random crop, mirror (data sets of photographs).
+
+Source: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms; docs/data.md.
+Colours are changed on the device (`sammi_jax.ops.colour`), where it costs nothing.
+"""
+
+from dataclasses import dataclass
+
+import grain
+import numpy as np
+from PIL import Image
+
+from sammi_jax.images import resize_short_side
+from sammi_jax.typing import NpArray
+
+PAD_VALUE = 128  # of image pixels beside a picture that is smaller than the crop
+MAX_LONG_SIDE = 2560
+
+
+@dataclass(frozen=True)
+class TrainCrop(grain.transforms.RandomMap):
+    """Short side to ``size``, a random square of that side, mirrored half of the time.
+
+    Labels are int32 afterwards; where the crop reaches beyond the picture they are
+    ``ignore_label``.
+    """
+
+    size: int
+    ignore_label: int
+
+    def random_map(  # pyright: ignore[reportIncompatibleMethodOverride]  (Grain says None)
+        self, element: dict[str, NpArray], rng: np.random.Generator
+    ) -> dict[str, NpArray]:
+        """``{"image": uint8 [s, s, 3], "label": int32 [s, s]}`` of an example."""
+        image = resize_short_side(element["image"], self.size, MAX_LONG_SIDE)
+        height, width = image.shape[:2]
+        label = _resize_labels(element["label"], (height, width))
+        top, left = (int(rng.integers(max(side - self.size, 0) + 1)) for side in (height, width))
+        image = _crop(image, top, left, self.size, PAD_VALUE)
+        label = _crop(label, top, left, self.size, self.ignore_label)
+        if rng.random() < 0.5:
+            image, label = image[:, ::-1], label[:, ::-1]
+        return {"image": np.ascontiguousarray(image), "label": np.ascontiguousarray(label)}
+
+
+def _resize_labels(label: NpArray, size: tuple[int, int]) -> NpArray:
+    """Nearest neighbour, as Pillow has it."""
+    picture = Image.fromarray(label.astype(np.int32))
+    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def _crop(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:
+    out = np.full((side, side, *array.shape[2:]), fill, array.dtype)
+    part = array[top : top + side, left : left + side]
+    out[: part.shape[0], : part.shape[1]] = part
+    return out
