@@ -8,6 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sammi_jax.distributed import add_arguments, join
 from sammi_jax.errors import SammiError
 
 
@@ -32,33 +33,50 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="a.b=value",
         help="change one field of the configuration; may be given several times",
     )
+    add_arguments(parser)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code."""
     options = parse_arguments(arguments)
-    from sammi_jax.data.catalogue import open_dataset
-    from sammi_jax.evaluation.evaluator import evaluate
-    from sammi_jax.evaluation.report import write_results
-    from sammi_jax.experiment import SegmentConfig, load_config
-    from sammi_jax.pipeline import load_predictor
-
     try:
-        config = load_config(options.config, options.set)
-        if not isinstance(config.task, SegmentConfig):
-            raise SammiError(
-                f"{options.config}: is no segmentation experiment, so nothing to evaluate"
-            )
-        names = [name.strip() for name in options.datasets.split(",") if name.strip()]
-        datasets = [open_dataset(name, config.eval.num_examples) for name in names]
-        predictor = load_predictor(options.checkpoint, config.task.model)
-        results = [evaluate(predictor, dataset, config.eval.batch_size) for dataset in datasets]
-        print(write_results(results, options.checkpoint, config, options.workdir))
+        join(options)
+        print(_evaluate(options))
     except SammiError as error:
         print(f"eval.py: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> str:
+    """The table of all data sets; everything is written as well."""
+    from sammi_jax.data.catalogue import open_dataset
+    from sammi_jax.evaluation.evaluator import evaluate
+    from sammi_jax.evaluation.report import config_digest, write_results
+    from sammi_jax.experiment import SegmentConfig, load_config
+    from sammi_jax.folder import weights_digest
+    from sammi_jax.parallel import make_mesh
+    from sammi_jax.pipeline import load_predictor
+
+    config = load_config(options.config, options.set)
+    if not isinstance(config.task, SegmentConfig):
+        raise SammiError(f"{options.config}: is no segmentation experiment, so nothing to evaluate")
+    names = [name.strip() for name in options.datasets.split(",") if name.strip()]
+    if not names:
+        raise SammiError("--datasets: names no data set")
+    datasets = [
+        open_dataset(name, config.eval.num_examples, data_dir=options.data_dir) for name in names
+    ]
+    mesh = make_mesh(config.mesh)
+    predictor = load_predictor(options.checkpoint, config.task.model)
+    identity = {"config": config_digest(config), "weights": weights_digest(options.checkpoint)}
+    results, table = [], ""
+    for dataset in datasets:
+        results.append(evaluate(predictor, dataset, config.eval, mesh, options.workdir, identity))
+        # after every set: what is done stays done
+        table = write_results(results, options.checkpoint, config, options.workdir)
+    return table
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ A folder is written whole or not at all. Reading checks every name, shape and dt
 model that the configuration describes.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -207,6 +208,12 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
     return Description(
         folder, kind, config, tensors, tokenizer if tokenizer.is_file() else None, meta
     )
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights file of a model folder: two models are the same, or not."""
+    with (Path(folder).expanduser() / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

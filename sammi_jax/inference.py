@@ -21,12 +21,20 @@ from sammi_jax.models.sammi import (
     SamInput,
     Sammi,
     SegmenterOutput,
-    view_layout,
 )
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD, preprocess
 from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
 from sammi_jax.typing import Array, Bool, Float, Int, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ViewScores:
+    """Class maps of every view as the network gives them, before views are put together."""
+
+    maps: Array  # [b, v, t, h, w]: logits; cosines where CLIP stands alone
+    proposals: MaskProposals | None
 
 
 @jax.tree_util.register_dataclass
@@ -56,19 +64,27 @@ def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> Sa
     return SamInput(jnp.where(inside, normalised, 0.0), sizes)
 
 
-def zero_shot(
+def zero_shot_views(
     clip: Clip,
     inputs: SegmenterInput,
     text_features: Float[Array, "t p d"],
     config: SegmenterConfig,
-) -> Prediction:
-    """CLIP's own cost map of whole images, views stitched: cosines instead of probabilities."""
-    layout = view_layout(config)
+    layout: ViewLayout,
+) -> ViewScores:
+    """CLIP's own cost map of every view: cosines."""
     views = _views(inputs, config, layout)
     features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
     cost = cost_map(features, text_features).mean(axis=-1)
-    maps = rearrange(cost, "(b v) h w t -> b v h w t", v=layout.num_views)
-    return Prediction(rearrange(stitch(maps, layout), "b h w t -> b t h w"), None)
+    return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views), None)
+
+
+def blend_cosines(
+    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t h2 w2"]:
+    """Cosines on the canvas, in cells, from every view's."""
+    del config
+    stitched = stitch(rearrange(maps, "b v t h w -> b v h w t"), layout)
+    return rearrange(stitched, "b h w t -> b t h w")
 
 
 def forward_crops(
@@ -100,14 +116,14 @@ def forward_input(
     inputs: SegmenterInput,
     text_features: Float[Array, "t p d"],
     class_mask: Bool[Array, " t"],
+    layout: ViewLayout,
 ) -> SegmenterOutput:
-    """Logits of every view of whole images: four windows and the global view, or one view."""
-    config, layout = model.config, view_layout(model.config)
+    """Logits of every view of whole images: windows and the global view, or one view."""
     sam_input = None
-    if config.masks is not None:
+    if model.config.masks is not None:
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
     return model(
-        _views(inputs, config, layout),
+        _views(inputs, model.config, layout),
         sam_input,
         text_features,
         class_mask,
@@ -127,28 +143,15 @@ def _views(
     return clip_views(views, config.clip_size)
 
 
-def predict(
-    model: Sammi,
-    inputs: SegmenterInput,
-    text_features: Float[Array, "t p d"],
-    class_mask: Bool[Array, " t"],
-) -> Prediction:
-    """Class probabilities on the canvas; every class is judged for itself (sigmoid).
+def blend_logits(
+    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t o o"]:
+    """Class probabilities on the canvas from every view's logits; each class for itself (sigmoid).
 
     With windows each view's logits are resized to the crop before the sigmoid; a single view's
     are not resized (CAT-Seg's plain mode applies the sigmoid first; docs/catseg.md part f).
     """
-    config, layout = model.config, view_layout(model.config)
-    output = forward_input(model, inputs, text_features, class_mask)
-    probabilities = blend(output.logits, config, layout)
-    return Prediction(probabilities, output.proposals)
-
-
-def blend(
-    logits: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
-) -> Float[Array, "b t o o"]:
-    """Class probabilities on the canvas from every view's logits."""
-    maps = rearrange(logits, "b v t h w -> b v h w t")
+    maps = rearrange(maps, "b v t h w -> b v h w t")
     if layout.has_global_view:
         maps = resize(maps, (config.crop_size, config.crop_size))
     return rearrange(stitch(jax.nn.sigmoid(maps), layout), "b h w t -> b t h w")

@@ -27,12 +27,13 @@ from sammi_jax.images import (
 )
 from sammi_jax.kinds import model_maker
 from sammi_jax.models.clip import Clip
-from sammi_jax.models.sammi import Sammi, text_embeddings
+from sammi_jax.models.sammi import Sammi, text_embeddings, view_layout
+from sammi_jax.ops.views import ViewLayout
 from sammi_jax.params import build
 from sammi_jax.segmentation import Segmentation
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import check_class_names, prompts
-from sammi_jax.typing import Array, Float, Int, NpArray
+from sammi_jax.typing import Array, Bool, Float, Int, NpArray
 
 _CLASS_BUCKET = 8  # the class axis is padded to a multiple, so that few programs are compiled
 
@@ -142,12 +143,8 @@ class _TextPrompted:
         self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], tuple[Array, Array]] = {}
         self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
-        self._predict = jax.jit(lambda state, *args: self._score(self._merge(state), *args))
+        self._predict = jax.jit(self._predict_batch)
         self._resize = jax.jit(inference.resize_scores, static_argnums=1)
-        self._best = jax.jit(
-            lambda scores, size: inference.resize_scores(scores, size).argmax(axis=0),
-            static_argnums=1,
-        )
 
     def _merge(self, state: nnx.State) -> Any:
         return nnx.merge(self._graphdef, state)
@@ -155,18 +152,42 @@ class _TextPrompted:
     def _embed(self, module: Any, token_ids: Array) -> Array:
         raise NotImplementedError
 
-    def _score(
-        self, module: Any, inputs: SegmenterInput, features: Array, mask: Array
-    ) -> inference.Prediction:
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text_features: Float[Array, "t p d"],
+        class_mask: Bool[Array, " t"],
+        layout: ViewLayout,
+    ) -> inference.ViewScores:
+        """Class maps of every view, from the parameters `state`: a pure function for `jax.jit`."""
         raise NotImplementedError
+
+    def blend(
+        self, maps: Float[Array, "b v t h w"], layout: ViewLayout
+    ) -> Float[Array, "b t h2 w2"]:
+        """Scores on the canvas from the maps of `views`."""
+        raise NotImplementedError
+
+    def _predict_batch(
+        self, state: nnx.State, inputs: SegmenterInput, features: Array, mask: Array
+    ) -> inference.Prediction:
+        layout = view_layout(self.config)
+        scores = self.views(state, inputs, features, mask, layout)
+        return inference.Prediction(self.blend(scores.maps, layout), scores.proposals)
+
+    @property
+    def state(self) -> nnx.State:
+        """All parameters and buffers, as `views` takes them."""
+        return self._state
 
     def text_features(self, class_names: Sequence[str]) -> tuple[Array, Array]:
         """Embeddings ``[t, 1, d]`` of the classes and the class mask ``[t]``, both padded.
 
         Raises:
-            SammiError: an empty or duplicated list, or a folder without tokenizer.
+            SammiError: a folder without tokenizer.
         """
-        names = tuple(check_class_names(class_names))
+        names = tuple(class_names)
         if names not in self._texts:
             tokenizer = _tokenizer(self._folder, self._model)
             length = self.config.clip.text.context_length
@@ -177,11 +198,14 @@ class _TextPrompted:
             self._texts[names] = (self._encode_text(self._state, ids[:, None]), mask)
         return self._texts[names]
 
-    def prepare(self, image: NpArray) -> SegmenterInput:
-        """One uint8 RGB image ``[H, W, 3]`` as this model wants it (host arrays, batch of one)."""
+    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
+        """One uint8 RGB image ``[H, W, 3]`` as this model wants it (host arrays, batch of one).
+
+        ``config``, where given, has another canvas than the model's own.
+        """
         if self.config.sliding is not None:
             image = resize_short_side(image)
-        return segmenter_input(image, self.config)
+        return segmenter_input(image, config or self.config)
 
     def predict_batch(
         self, inputs: SegmenterInput, class_names: Sequence[str]
@@ -191,10 +215,6 @@ class _TextPrompted:
         prediction = self._predict(self._state, inputs, features, mask)
         probabilities = prediction.probabilities[:, : len(class_names)]
         return inference.Prediction(probabilities, prediction.proposals)
-
-    def label_map(self, scores: Float[Array, "t h w"], size: tuple[int, int]) -> Int[Array, "h w"]:
-        """The best class of each pixel, the scores resized to the image's (height, width)."""
-        return self._best(scores, size)
 
 
 class Segmenter(_TextPrompted):
@@ -208,10 +228,23 @@ class Segmenter(_TextPrompted):
     def _embed(self, module: Sammi, token_ids: Array) -> Array:
         return module.encode_text(token_ids)
 
-    def _score(
-        self, module: Sammi, inputs: SegmenterInput, features: Array, mask: Array
-    ) -> inference.Prediction:
-        return inference.predict(module, inputs, features, mask)
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text_features: Array,
+        class_mask: Array,
+        layout: ViewLayout,
+    ) -> inference.ViewScores:
+        """Logits of every view, and the masks."""
+        output = inference.forward_input(
+            self._merge(state), inputs, text_features, class_mask, layout
+        )
+        return inference.ViewScores(output.logits, output.proposals)
+
+    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t o o"]:
+        """Class probabilities on the canvas."""
+        return inference.blend_logits(maps, self.config, layout)
 
     def segment(
         self, image: str | Path | Image.Image | NpArray, class_names: Sequence[str]
@@ -262,11 +295,22 @@ class ZeroShot(_TextPrompted):
     def _embed(self, module: Clip, token_ids: Array) -> Array:
         return text_embeddings(module, token_ids)
 
-    def _score(
-        self, module: Clip, inputs: SegmenterInput, features: Array, mask: Array
-    ) -> inference.Prediction:
-        del mask
-        return inference.zero_shot(module, inputs, features, self.config)
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text_features: Array,
+        class_mask: Array,
+        layout: ViewLayout,
+    ) -> inference.ViewScores:
+        """Cosines of every view."""
+        del class_mask
+        module = self._merge(state)
+        return inference.zero_shot_views(module, inputs, text_features, self.config, layout)
+
+    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t h w"]:
+        """Cosines on the canvas."""
+        return inference.blend_cosines(maps, self.config, layout)
 
 
 def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sammi_jax.typing import NpArray
+from sammi_jax.typing import Bool, Float, Int, NpArray, UInt8
 
 _OPACITY = 0.55
 _MAX_PALETTE = 256  # a palette PNG holds no more; longer lists are written as 16-bit grey
@@ -21,6 +21,39 @@ def palette(num_classes: int) -> NpArray:
         for channel in range(3):
             colours[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
     return colours.astype(np.uint8)
+
+
+def class_colours(num_classes: int, colours: tuple[tuple[int, ...], ...] | None) -> NpArray:
+    """A data set's own colours, or `palette` where it has none; uint8 ``[n, 3]``."""
+    return palette(num_classes) if colours is None else np.array(colours, np.uint8)
+
+
+def label_image(
+    labels: Int[NpArray, "h w"],
+    num_classes: int,
+    colours: tuple[tuple[int, ...], ...] | None = None,
+) -> Image.Image:
+    """A label map: a palette PNG of class indices; 16-bit grey beyond 256 classes."""
+    if num_classes > _MAX_PALETTE:
+        return Image.fromarray(labels.astype(np.uint16))
+    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
+    picture.putpalette(class_colours(num_classes, colours).ravel().tolist())
+    return picture
+
+
+def draw_proposals(
+    pixels: UInt8[NpArray, "h w 3"], masks: Bool[NpArray, "n h w"], points: Float[NpArray, "k 2"]
+) -> Image.Image:
+    """A picture with the masks' outlines in white and the points (x, y in pixels) in yellow."""
+    pixels = pixels.copy()
+    pixels[_outlines(masks, pixels.shape[:2])] = 255
+    picture = Image.fromarray(pixels)
+    draw = ImageDraw.Draw(picture)
+    radius = max(1, min(pixels.shape[:2]) // 160)
+    for x, y in points:
+        box = (x - radius, y - radius, x + radius, y + radius)
+        draw.ellipse(box, fill=(255, 255, 0), outline=(0, 0, 0))
+    return picture
 
 
 @dataclass(frozen=True)
@@ -51,14 +84,7 @@ class Segmentation:
         """The picture that `save` writes."""
         colours = palette(len(self.class_names))
         blend = (1 - _OPACITY) * self.image + _OPACITY * colours[self.labels]
-        pixels = blend.round().astype(np.uint8)
-        pixels[_outlines(self.masks, self.labels.shape)] = 255
-        picture = Image.fromarray(pixels)
-        draw = ImageDraw.Draw(picture)
-        radius = max(1, min(pixels.shape[:2]) // 160)
-        for x, y in self.points:
-            box = (x - radius, y - radius, x + radius, y + radius)
-            draw.ellipse(box, fill=(255, 255, 0), outline=(0, 0, 0))
+        picture = draw_proposals(blend.round().astype(np.uint8), self.masks, self.points)
         return _with_legend(picture, self._areas(), colours)
 
     def _areas(self) -> list[tuple[int, str, int]]:
@@ -66,14 +92,6 @@ class Segmentation:
         counts = np.bincount(self.labels.ravel(), minlength=len(self.class_names))
         order = np.argsort(-counts, kind="stable")
         return [(int(i), self.class_names[i], int(counts[i])) for i in order if counts[i]]
-
-    def label_image(self) -> Image.Image:
-        """The label map: a palette PNG of class indices; 16-bit grey beyond 256 classes."""
-        if len(self.class_names) > _MAX_PALETTE:
-            return Image.fromarray(self.labels.astype(np.uint16))
-        picture = Image.fromarray(self.labels.astype(np.uint8), mode="P")
-        picture.putpalette(palette(len(self.class_names)).ravel().tolist())
-        return picture
 
     def summary(self) -> dict:
         """Size, points, masks, and for each class that occurs its share and mean score."""
@@ -101,7 +119,7 @@ class Segmentation:
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}{end}" for end in ("_overlay.png", "_labels.png", ".json")]
         self.save(paths[0])
-        self.label_image().save(paths[1])
+        label_image(self.labels, len(self.class_names)).save(paths[1])
         paths[2].write_text(json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n")
         return paths
 

@@ -27,7 +27,7 @@ from sammi_jax.config import (
 )
 from sammi_jax.errors import SammiError
 from sammi_jax.images import segmenter_input, stack_inputs
-from sammi_jax.models.sammi import Sammi
+from sammi_jax.models.sammi import Sammi, view_layout
 from sammi_jax.params import abstract_params, build, flat_params
 from tests.parity import assert_parity
 
@@ -104,7 +104,9 @@ def pictures():
 def _run(graphdef, state, inputs, ids):
     model = nnx.merge(graphdef, state)
     mask = jnp.ones(NUM_CLASSES, bool)
-    return inference.forward_input(model, inputs, model.encode_text(ids), mask)
+    return inference.forward_input(
+        model, inputs, model.encode_text(ids), mask, view_layout(model.config)
+    )
 
 
 def _predict(model, pictures):

@@ -1,88 +1,264 @@
-"""A model over a labelled data set: one compiled program, fixed batches, one confusion matrix."""
+"""A model over a labelled data set: batches in, one record of numbers out."""
 
+import dataclasses
 import time
-from typing import Any, Protocol
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from tqdm import tqdm
 
+from sammi_jax.config import SegmenterConfig
 from sammi_jax.data.catalogue import Dataset
-from sammi_jax.evaluation.metrics import confusion_matrix, harmonic_mean, scores, subset_miou
+from sammi_jax.data.loader import prefetch
+from sammi_jax.errors import SammiError
+from sammi_jax.evaluation.buckets import EvalBatch, plan_batches
+from sammi_jax.evaluation.partial import PartialResult
+from sammi_jax.evaluation.pictures import Pictures
+from sammi_jax.evaluation.program import (
+    Predictor,
+    Readout,
+    Target,
+    Variant,
+    make_network,
+    make_readout,
+    make_target,
+)
+from sammi_jax.evaluation.report import result_record
+from sammi_jax.evaluation.totals import Totals, to_host, zero_totals
+from sammi_jax.evaluation.vocabulary import Vocabulary, choose_vocabulary
+from sammi_jax.experiment import EvalConfig
 from sammi_jax.images import SegmenterInput, stack_inputs
-from sammi_jax.inference import Prediction
-from sammi_jax.typing import Float, Int, NpArray
+from sammi_jax.models.sammi import check_config, view_layout
+from sammi_jax.parallel import batch_sharding, check_batch_size, replicated
+from sammi_jax.typing import Int, NpArray
 
 
-class Predictor(Protocol):
-    """What is evaluated: `pipeline.Segmenter` or `pipeline.ZeroShot`."""
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """This process's share of one batch."""
 
-    def prepare(self, image: NpArray) -> SegmenterInput:
-        """One image as the model wants it."""
-        ...
-
-    def predict_batch(self, inputs: SegmenterInput, class_names: Any) -> Prediction:
-        """Class scores on the canvas."""
-        ...
-
-    def label_map(self, scores: Float[Any, "t h w"], size: tuple[int, int]) -> Int[Any, "h2 w2"]:
-        """The best class of each pixel at the image's size."""
-        ...
+    inputs: list[SegmenterInput]  # one a variant
+    target: Target
+    examples: list[dict[str, Any]]  # without the copies that fill the batch
 
 
-def evaluate(predictor: Predictor, dataset: Dataset, batch_size: int) -> dict[str, Any]:
+def evaluate(
+    predictor: Predictor,
+    dataset: Dataset,
+    config: EvalConfig,
+    mesh: Mesh,
+    workdir: Path,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
     """All numbers of one data set, as JSON's types.
 
-    The first batch compiles the program and is not part of ``images_per_s``; its time is
-    ``first_batch_s``. Points and masks are means over the images, None for a model without.
+    Args:
+        predictor: the model.
+        dataset: the labelled images.
+        config: batch size, augmentation, background, output.
+        mesh: the devices; every process of a job calls this with the same arguments.
+        workdir: for pictures, and for what an interrupted evaluation resumes from.
+        identity: what tells this evaluation from another one of the same data set (JSON's types).
+
+    Raises:
+        SammiError: a batch that the devices do not divide, an image whose label has another size or
+            an unknown value, a canvas that does not fit the windows.
     """
-    count = len(dataset.source)
-    merge = np.array(dataset.merge)
-    confusion = np.zeros((dataset.num_classes,) * 2, np.int64)
-    points, masks, seconds = [], [], []
-    for start in tqdm(range(0, count, batch_size), desc=dataset.name, unit="batch", disable=None):
-        began = time.perf_counter()
-        real = range(start, min(start + batch_size, count))
-        examples = [dataset.source[index] for index in real]
-        inputs = [predictor.prepare(example["image"]) for example in examples]
-        inputs += inputs[-1:] * (batch_size - len(real))  # the last batch is filled up: one shape
-        prediction = predictor.predict_batch(stack_inputs(inputs), dataset.class_names)
-        for row, example in enumerate(examples):
-            label = example["label"]
-            best = np.asarray(predictor.label_map(prediction.probabilities[row], label.shape))
-            confusion += confusion_matrix(
-                merge[best], label, dataset.num_classes, dataset.ignore_label
+    check_batch_size(config.batch_size, mesh)
+    variants = make_variants(predictor.config, config)
+    vocabulary = choose_vocabulary(dataset, config)
+    plan = plan_batches(image_sizes(dataset), config.batch_size, config.max_buckets)
+    partial = PartialResult(
+        workdir / "partial" / f"{dataset.name.replace('/', '_')}.npz",
+        identity | {"batches": [[list(b.shape), list(b.indices)] for b in plan]},
+    )
+    run = _Run(predictor, dataset, config, vocabulary, variants, mesh)
+    totals, done = partial.load(zero_totals(dataset.num_classes))
+    totals = jax.device_put(totals, replicated(mesh))
+    pictures = Pictures(workdir, dataset, config)
+    make = lambda k: run.read(plan[k])  # noqa: E731
+    batches = prefetch(make, range(done, len(plan)))
+    bar = tqdm(total=len(plan), initial=done, desc=dataset.name, unit="batch", disable=None)
+    for number, batch in enumerate(batches, done + 1):
+        totals, prediction, proposals = run.step(totals, plan[number - 1], batch)
+        pictures.add(batch.examples, prediction, proposals)
+        if number % config.save_every == 0 and number < len(plan):
+            partial.save(totals, number)
+        bar.update()
+    bar.close()
+    record = result_record(
+        dataset, vocabulary, to_host(totals), config.boundary, run.timing(totals)
+    )
+    partial.remove()
+    return record
+
+
+def make_variants(model: SegmenterConfig, config: EvalConfig) -> list[Variant]:
+    """Every canvas, as it is and mirrored.
+
+    Raises:
+        SammiError: a canvas that the windows do not fit, or scales without windows.
+    """
+    configs = [model]
+    if config.scales:
+        if model.sliding is None:
+            raise SammiError("eval.scales: this model sees an image as one view; leave scales out")
+        configs = [
+            dataclasses.replace(model, sliding=dataclasses.replace(model.sliding, output_size=side))
+            for side in config.scales
+        ]
+    for each in configs:
+        check_config(each)
+    flips = (False, True) if config.flip else (False,)
+    return [Variant(each, view_layout(each), flip) for each in configs for flip in flips]
+
+
+def image_sizes(dataset: Dataset) -> list[tuple[int, int]]:
+    """(height, width) of every label map; images are not decoded where the source can avoid it."""
+    source = dataset.source
+    glance = getattr(source, "glance", None)
+    if glance is not None:
+        return [glance(index).label.shape for index in range(len(source))]
+    return [source[index]["label"].shape for index in range(len(source))]
+
+
+class _Run:
+    """The compiled programs of one evaluation, and the clock."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        dataset: Dataset,
+        config: EvalConfig,
+        vocabulary: Vocabulary,
+        variants: Sequence[Variant],
+        mesh: Mesh,
+    ):
+        self._predictor, self._dataset, self._config = predictor, dataset, config
+        self._vocabulary, self._variants, self._mesh = vocabulary, variants, mesh
+        put = lambda tree: jax.device_put(tree, replicated(mesh))  # noqa: E731
+        self._state = put(predictor.state)
+        self._features, self._mask = put(predictor.text_features(vocabulary.class_names))
+        self._network = make_network(predictor, variants, mesh)
+        self._readout = make_readout(
+            predictor,
+            variants,
+            Readout(
+                vocabulary.merge,
+                dataset.num_classes,
+                config.class_chunk,
+                vocabulary.background,
+                None if vocabulary.background is None else config.background_threshold,
+                config.boundary,
+            ),
+            mesh,
+        )
+        self._compiled: dict[Any, Any] = {}
+        self._sides = self._canvas_sides()
+        self._compile_s, self._images, self._began = 0.0, 0, time.perf_counter()
+
+    def _canvas_sides(self) -> list[int]:
+        """Side of the blended score maps of every variant."""
+        example = np.zeros((64, 64, 3), np.uint8)
+        sides = []
+        for variant in self._variants:
+            inputs = self._predictor.prepare(example, variant.config)
+
+            def scores(state: Any, inputs: Any, layout: Any = variant.layout) -> Any:
+                out = self._predictor.views(state, inputs, self._features, self._mask, layout)
+                return self._predictor.blend(out.maps, layout)
+
+            sides.append(jax.eval_shape(scores, self._state, inputs).shape[-1])
+        return sides
+
+    def read(self, batch: EvalBatch) -> HostBatch:
+        """Decode and prepare this process's share of a batch (host arrays only)."""
+        size = self._config.batch_size // jax.process_count()
+        start = jax.process_index() * size
+        own = batch.indices[start : start + size]
+        # A process without a share computes a copy that does not count: the program needs all.
+        examples = [self._example(index) for index in (own or batch.indices[:1])]
+        shown = [examples[min(i, len(examples) - 1)]["image"] for i in range(size)]
+        inputs = [
+            stack_inputs(
+                [
+                    self._predictor.prepare(image[:, ::-1] if v.flip else image, v.config)
+                    for image in shown
+                ]
             )
-        if prediction.proposals is not None:
-            proposals = jax.device_get(prediction.proposals)
-            points += proposals.point_valid[: len(real)].sum(axis=1).tolist()
-            masks += proposals.valid[: len(real)].sum(axis=1).tolist()
-        seconds.append(time.perf_counter() - began)
-    after_first = count - batch_size
-    return {
-        "dataset": dataset.name,
-        "num_images": count,
-        **_metrics(confusion, dataset),
-        "points_per_image": float(np.mean(points)) if points else None,
-        "masks_per_image": float(np.mean(masks)) if masks else None,
-        "first_batch_s": seconds[0],
-        "images_per_s": after_first / sum(seconds[1:]) if after_first > 0 else None,
-    }
+            for v in self._variants
+        ]
+        labels = [example["label"] for example in examples]
+        target = make_target(
+            labels,
+            [label.shape for label in labels],
+            self._sides,
+            self._dataset.ignore_label,
+            batch.shape,
+            size,
+        )
+        if not own:
+            target = dataclasses.replace(target, present=np.zeros(size, bool))
+        return HostBatch(inputs, target, examples[: len(own)])
 
+    def _example(self, index: int) -> dict[str, Any]:
+        example = self._dataset.source[index]
+        image, label, name = example["image"], example["label"], example["file_name"]
+        self._check(label, image, name)
+        if self._vocabulary.ignored_class is not None:
+            label = np.where(
+                label == self._vocabulary.ignored_class, self._dataset.ignore_label, label
+            )
+        return example | {"label": label}
 
-def _metrics(confusion: Int[NpArray, "c c"], dataset: Dataset) -> dict[str, Any]:
-    values = scores(confusion)
-    iou = [None if np.isnan(v) else float(v) for v in np.asarray(values.pop("iou"))]
-    if dataset.unseen:
-        seen, unseen = (subset_miou(confusion, part) for part in (dataset.seen, dataset.unseen))
-        values |= {"seen_miou": seen, "unseen_miou": unseen}
-        values["harmonic_mean"] = harmonic_mean(seen, unseen)
-    # NaN (no such pixel in the labels) is no number in JSON
-    result: dict[str, Any] = {k: None if np.isnan(v) else float(v) for k, v in values.items()}
-    texts: list[list[str]] = [[] for _ in range(dataset.num_classes)]
-    for name, index in zip(dataset.class_names, dataset.merge, strict=True):
-        texts[index].append(name)
-    result["classes"] = [
-        {"name": " | ".join(names), "iou": value} for names, value in zip(texts, iou, strict=True)
-    ]
-    return result
+    def _check(self, label: Int[NpArray, "h w"], image: NpArray, name: str) -> None:
+        if label.shape != image.shape[:2]:
+            raise SammiError(
+                f"{self._dataset.name}: {name}: the image is {image.shape[:2]} and its label "
+                f"{label.shape} (height, width); they must be of one size"
+            )
+        wrong = label[(label >= self._dataset.num_classes) & (label != self._dataset.ignore_label)]
+        if wrong.size:
+            raise SammiError(
+                f"{self._dataset.name}: {name}: label {wrong[0]} is neither a class (0 to "
+                f"{self._dataset.num_classes - 1}) nor the ignore label "
+                f"{self._dataset.ignore_label}; check the label mapping (sammi datasets show)"
+            )
+
+    def step(self, totals: Totals, plan: EvalBatch, batch: HostBatch) -> tuple[Totals, Any, Any]:
+        """Run both programs; compiles at the first batch and at the first one of each bucket."""
+        sharding = batch_sharding(self._mesh)
+        put = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
+        inputs, target = jax.tree.map(put, (batch.inputs, batch.target))
+        arguments = (self._state, inputs, self._features, self._mask)
+        maps, proposals = self._call("network", self._network, *arguments)
+        totals, prediction = self._call(
+            plan.shape, self._readout, totals, maps, proposals, self._mask, target
+        )
+        self._images += len(plan.indices)
+        return totals, prediction, proposals
+
+    def _call(self, key: Any, function: Any, *args: Any) -> Any:
+        if key not in self._compiled:
+            began = time.perf_counter()
+            self._compiled[key] = function.lower(*args).compile()
+            seconds = time.perf_counter() - began
+            self._compile_s += seconds
+            shape = "" if key == "network" else f" for labels up to {key[0]} x {key[1]}"
+            name = "network" if key == "network" else "read-out"
+            tqdm.write(f"{self._dataset.name}: compiled the {name}{shape} in {seconds:.1f} s")
+        return self._compiled[key](*args)
+
+    def timing(self, totals: Totals) -> dict[str, Any]:
+        """Compilations, their time, and the rate of the images of this run without it."""
+        jax.block_until_ready(totals)
+        seconds = time.perf_counter() - self._began - self._compile_s
+        return {
+            "num_compilations": len(self._compiled),
+            "compile_s": self._compile_s,
+            "images_per_s": self._images / seconds if self._images else None,
+        }

@@ -70,11 +70,34 @@ def scores(confusion: Int[NpArray, "c c"]) -> dict[str, Float[NpArray, " c"] | f
     }
 
 
-def subset_miou(confusion: Int[NpArray, "c c"], classes: tuple[int, ...]) -> float:
-    """Mean IoU over those of ``classes`` that are in the label; all classes compete for pixels."""
-    iou = np.asarray(scores(confusion)["iou"])[list(classes)]
+def subset_miou(
+    confusion: Int[NpArray, "c c"], classes: tuple[int, ...], *, union: bool = False
+) -> float:
+    """Mean IoU over those of ``classes`` that are in the label; all classes compete for pixels.
+
+    With ``union``, over those in label or prediction, as MESS's classes of interest.
+    """
+    chosen = list(classes)
+    iou = np.asarray(scores(confusion)["iou"])[chosen]
     present = ~np.isnan(iou)
-    return _mean(iou[present].sum(), present.sum())
+    counted = present
+    if union:
+        counted = (confusion.sum(axis=0) + confusion.sum(axis=1))[chosen] > 0
+    return _mean(iou[present].sum(), counted.sum())
+
+
+def boundary_iou(counts: Int[NpArray, "3 c"]) -> Float[NpArray, " c"]:
+    """Boundary IoU of each class; NaN where the label has no boundary of it.
+
+    Args:
+        counts: boundary pixels in both maps (same class), in the label, in the prediction.
+    """
+    both, label, prediction = np.asarray(counts, np.float64)
+    iou = np.full(len(both), np.nan)
+    present = label > 0
+    union = label + prediction - both
+    iou[present] = both[present] / union[present]
+    return iou
 
 
 def harmonic_mean(a: float, b: float) -> float:

@@ -1,11 +1,20 @@
-"""Results on disk: ``results.json`` with every number, ``results.md`` for people."""
+"""Results: one record a data set, ``results.json`` with every number, ``results.md`` to read."""
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from sammi_jax.data.catalogue import Dataset
+from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, scores, subset_miou
+from sammi_jax.evaluation.totals import Counts
+from sammi_jax.evaluation.vocabulary import Vocabulary
 from sammi_jax.experiment import TrainConfig, resolved
+from sammi_jax.typing import NpArray
 
 _COLUMNS = {
     "miou": "mIoU",
@@ -13,44 +22,171 @@ _COLUMNS = {
     "seen_miou": "seen",
     "unseen_miou": "unseen",
     "harmonic_mean": "harmonic mean",
+    "interest_miou": "CoI mIoU",
     "fwiou": "fwIoU",
     "macc": "mAcc",
     "pacc": "pAcc",
+    "boundary_miou": "boundary IoU",
     "points_per_image": "points",
     "masks_per_image": "masks",
     "images_per_s": "images/s",
 }
+_PAPER_COLUMNS = ("A-847", "PC-459", "A-150", "PC-59", "PAS-20", "PAS-20b")
+
+
+def result_record(
+    dataset: Dataset,
+    vocabulary: Vocabulary,
+    counts: Counts,
+    boundary: bool,
+    timing: dict[str, Any],
+) -> dict[str, Any]:
+    """All numbers of one data set, as JSON's types; None where there is no number.
+
+    Points and masks are means over the images. ``timing`` is of this run alone: the only part that
+    another run, or a resumed one, does not repeat to the bit.
+    """
+    confusion = np.asarray(counts.confusion)
+    values = scores(confusion)
+    per_class = {"iou": np.asarray(values.pop("iou"))}
+    if dataset.unseen:
+        seen, unseen = (subset_miou(confusion, part) for part in (dataset.seen, dataset.unseen))
+        values |= {"seen_miou": seen, "unseen_miou": unseen}
+        values["harmonic_mean"] = harmonic_mean(seen, unseen)
+    if dataset.classes_of_interest:
+        interest = tuple(dataset.classes_of_interest)
+        values["interest_miou"] = subset_miou(confusion, interest, union=True)
+    if boundary:
+        per_class["boundary_iou"] = boundary_iou(np.asarray(counts.boundary))
+        found = per_class["boundary_iou"][~np.isnan(per_class["boundary_iou"])]
+        values["boundary_miou"] = float(found.mean()) if found.size else float("nan")
+    images = int(counts.images)
+    has_points = int(counts.points) > 0
+    return {
+        "dataset": dataset.name,
+        "column": dataset.column,
+        "domain": dataset.domain,
+        "num_images": images,
+        "num_classes": dataset.num_classes,
+        **{name: _number(value) for name, value in values.items()},
+        "points_per_image": int(counts.points) / images if has_points else None,
+        "masks_per_image": int(counts.masks) / images if has_points else None,
+        "classes": _classes(dataset, vocabulary, confusion, per_class),
+        "vocabulary_sha256": hashlib.sha256(
+            json.dumps([vocabulary.class_names, vocabulary.merge]).encode()
+        ).hexdigest(),
+        "timing": timing,
+    }
+
+
+def _classes(
+    dataset: Dataset, vocabulary: Vocabulary, confusion: NpArray, per_class: dict[str, NpArray]
+) -> list[dict[str, Any]]:
+    texts: list[list[str]] = [[] for _ in range(dataset.num_classes)]
+    for name, index in zip(vocabulary.class_names, vocabulary.merge, strict=True):
+        texts[index].append(name)
+    label, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+    return [
+        {
+            "name": " | ".join(names),
+            "label_pixels": int(label[index]),
+            "predicted_pixels": int(predicted[index]),
+            **{name: _number(values[index]) for name, values in per_class.items()},
+        }
+        for index, names in enumerate(texts)
+    ]
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)  # NaN is no number in JSON
 
 
 def write_results(
     results: list[dict[str, Any]], checkpoint: Path, config: TrainConfig, workdir: Path
 ) -> str:
-    """Write both files and return the table that people read."""
-    values = resolved(config)
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    """The table that people read; the first process of a job writes both files."""
+    model = resolved(config)["task"]["model"]
     record = {
         "checkpoint": str(checkpoint),
-        "config_sha256": digest,
-        "template": values["task"]["model"]["template"],
+        "config_sha256": config_digest(config),
+        "template": model["template"],
+        "resize": resize_rule(model),
+        "eval": resolved(config)["eval"],
         "results": results,
     }
     table = markdown(results)
+    summary = papers_table(results)
+    parts = [f"# {checkpoint}", *([summary] if summary else []), table]
+    if jax.process_index() != 0:
+        return "\n\n".join(parts[1:])
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (workdir / "results.md").write_text(f"# {checkpoint}\n\n{table}\n")
-    return table
+    (workdir / "results.md").write_text("\n\n".join(parts) + "\n")
+    return "\n\n".join(parts[1:])
+
+
+def config_digest(config: TrainConfig) -> str:
+    """SHA-256 of the whole configuration."""
+    return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
+
+
+def resize_rule(model: dict[str, Any]) -> str:
+    """How images and scores are resized, in words."""
+    if model["sliding"] is None:
+        return "whole image as one view; scores bilinear to the label's size"
+    return (
+        "short side 640, long side at most 2560 (bilinear, antialiased); squashed to a square of "
+        f"{model['sliding']['output_size']} (bilinear); windows of {model['crop_size']} at stride "
+        f"{model['sliding']['stride']} and a global view; scores bilinear to the label's size"
+    )
+
+
+def papers_table(results: list[dict[str, Any]]) -> str | None:
+    """MIoU in the papers' columns, and MESS by domain; None where no data set has a column."""
+    values = {r["column"]: r["miou"] for r in results if r.get("column") in _PAPER_COLUMNS}
+    domains: dict[str, list[float]] = {}
+    for result in _joined_paxray(results):
+        if result.get("domain") and result["miou_union"] is not None:
+            domains.setdefault(result["domain"], []).append(result["miou_union"])
+    tables = []
+    if values:
+        tables.append(_row_table(_PAPER_COLUMNS, [values.get(c) for c in _PAPER_COLUMNS]))
+    if domains:
+        every = [value for part in domains.values() for value in part]
+        names = [*domains, f"MESS mean of {len(every)}"]
+        means = [float(np.mean(part)) for part in [*domains.values(), every]]
+        tables.append(_row_table(names, means))
+    return "\n\n".join(tables) or None
+
+
+def _joined_paxray(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """PAXRay's four binary tasks count as one set in MESS's means."""
+    tasks = [r for r in results if "paxray" in r["dataset"] and r["miou_union"] is not None]
+    others = [r for r in results if r not in tasks]
+    if not tasks:
+        return others
+    mean = float(np.mean([task["miou_union"] for task in tasks]))
+    return [*others, {**tasks[0], "miou_union": mean}]
+
+
+def _row_table(names: Iterable[str], values: Sequence[float | None]) -> str:
+    cells = [_cell("miou", value) for value in values]
+    return "\n".join(
+        [f"| {' | '.join(names)} |", "|" + "---|" * len(cells), f"| {' | '.join(cells)} |"]
+    )
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
     """One row a data set; fractions in per cent with one decimal, "-" where there is no number."""
-    keys = [key for key in _COLUMNS if any(result.get(key) is not None for result in results)]
+    rows = [result | result["timing"] for result in results]
+    keys = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = [
         "| " + " | ".join(["data set", "images", *(_COLUMNS[key] for key in keys)]) + " |",
         "|" + "---|" * (len(keys) + 2),
     ]
-    for result in results:
-        cells = [result["dataset"], str(result["num_images"])]
-        cells += [_cell(key, result.get(key)) for key in keys]
+    for row in rows:
+        cells = [row["dataset"], str(row["num_images"])]
+        cells += [_cell(key, row.get(key)) for key in keys]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -47,6 +47,22 @@ def resize_matrix(
     return matrix.astype(np.float32)
 
 
+def bilinear_taps(in_size: int, out_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rule of ``resize_matrix(in_size, out_size)`` for sizes that a compiled program is told.
+
+    Returns:
+        int32 ``[length, 2]``, the two inputs of each output, and float32 ``[length]``, the weight
+        of the second. Outputs from ``out_size`` on are padding: they take the last input.
+    """
+    centre = np.maximum((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0.0)
+    left = np.floor(centre)
+    taps = np.full((length, 2), in_size - 1, np.int32)
+    taps[:out_size] = np.clip(left[:, None] + (0, 1), 0, in_size - 1)
+    weights = np.zeros(length, np.float32)
+    weights[:out_size] = centre - left
+    return taps, weights
+
+
 def _cubic(distance: np.ndarray) -> np.ndarray:
     x = np.abs(distance)
     near = ((_CUBIC_A + 2) * x - (_CUBIC_A + 3)) * x * x + 1

@@ -1,0 +1,310 @@
+"""The compiled evaluation: images and labels in, counts out; nothing returns to the host between.
+
+Two programs. The *network* has one shape whatever the images' sizes and is compiled once for a
+vocabulary. The *read-out* blends the views, resizes scores to the image, takes the best class and
+counts; it is compiled once a bucket (`buckets`). Both are split over all devices by ``shard_map``;
+each device works off its images one by one, so that no number depends on the batch size or on how
+many devices there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from sammi_jax.config import SegmenterConfig
+from sammi_jax.evaluation.totals import Counts, Totals, add_counts, count_classes, count_pairs
+from sammi_jax.images import SegmenterInput
+from sammi_jax.inference import ViewScores
+from sammi_jax.models.sammi import MaskProposals
+from sammi_jax.ops.boundary import OUTSIDE, region_boundary
+from sammi_jax.ops.resize import bilinear_taps
+from sammi_jax.ops.views import ViewLayout
+from sammi_jax.parallel import AXES
+from sammi_jax.typing import Array, Bool, Float, Int, NpArray
+
+BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv 2103.16562)
+
+
+class Predictor(Protocol):
+    """What is evaluated: `pipeline.Segmenter` or `pipeline.ZeroShot`."""
+
+    config: SegmenterConfig
+
+    @property
+    def state(self) -> Any:
+        """Parameters, as `views` takes them."""
+        ...
+
+    def text_features(self, class_names: Sequence[str]) -> tuple[Array, Array]:
+        """Embeddings and class mask, padded."""
+        ...
+
+    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
+        """One image as the model wants it."""
+        ...
+
+    def views(
+        self,
+        state: Any,
+        inputs: SegmenterInput,
+        text_features: Any,
+        class_mask: Any,
+        layout: ViewLayout,
+    ) -> ViewScores:
+        """Class maps of every view."""
+        ...  # fmt: skip
+
+    def blend(self, maps: Any, layout: ViewLayout) -> Any:
+        """Scores on the canvas."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way an image is shown to the model (test-time augmentation)."""
+
+    config: SegmenterConfig  # the model's, perhaps with another canvas
+    layout: ViewLayout
+    flip: bool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Target:
+    """Labels of a batch, and how scores are brought to their pixels."""
+
+    label: Any  # [b, H, W] int32: a class, or OUTSIDE where no pixel counts
+    inside: Any  # [b, H, W] bool: part of the image, not of the bucket's padding
+    # one (rows, columns) a variant: the two taps of each pixel, int32 [b, side, 2], and the weight
+    # of the second, float32 [b, side]
+    rows: Any
+    columns: Any
+    distance: Any  # [b] int32: the width of a boundary, in pixels
+    present: Any  # [b] bool: False for copies that only fill the batch
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What turns scores into counts, fixed for one evaluation.
+
+    Attributes:
+        merge: the evaluated class of each text.
+        num_classes: C.
+        class_chunk: texts whose score maps are in memory together.
+        background: the class of pixels whose best score is below ``threshold``, if any.
+        threshold: see above.
+        boundary: whether boundaries are counted as well.
+    """
+
+    merge: tuple[int, ...]
+    num_classes: int
+    class_chunk: int
+    background: int | None
+    threshold: float | None
+    boundary: bool
+
+
+def make_target(
+    labels: Sequence[Int[NpArray, "h w"]],
+    sizes: Sequence[tuple[int, int]],
+    variant_sides: Sequence[int],
+    ignore_label: int,
+    shape: tuple[int, int],
+    batch_size: int,
+) -> Target:
+    """Pad labels and pre-compute resizing. The last example is repeated to fill the batch.
+
+    Args:
+        labels: of the batch's images.
+        sizes: their (height, width).
+        variant_sides: side of the score maps of each variant, in pixels.
+        ignore_label: label that does not count.
+        shape: (height, width) of the bucket.
+        batch_size: examples in the arrays.
+    """
+    rows = [min(i, len(labels) - 1) for i in range(batch_size)]
+    label = np.full((batch_size, *shape), OUTSIDE, np.int32)
+    inside = np.zeros((batch_size, *shape), bool)
+    for row, index in enumerate(rows):
+        height, width = sizes[index]
+        values = np.asarray(labels[index], np.int32)
+        label[row, :height, :width] = np.where(values == ignore_label, OUTSIDE, values)
+        inside[row, :height, :width] = True
+
+    def taps(axis: int, side: int) -> tuple[NpArray, NpArray]:
+        pairs = [bilinear_taps(side, sizes[i][axis], shape[axis]) for i in rows]
+        return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+
+    return Target(
+        label,
+        inside,
+        tuple(taps(0, side) for side in variant_sides),
+        tuple(taps(1, side) for side in variant_sides),
+        np.array([boundary_distance(*sizes[i]) for i in rows], np.int32),
+        np.arange(batch_size) < len(labels),
+    )
+
+
+def boundary_distance(height: int, width: int) -> int:
+    """Width of a boundary in pixels."""
+    return max(1, round(BOUNDARY_RATIO * float(np.hypot(height, width))))
+
+
+def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) -> Any:
+    """``f(state, [inputs], text_features, class_mask) -> ([maps], proposals)``, compiled when used.
+
+    ``maps`` are ``[b, v, t, h, w]``, one a variant; ``proposals`` are the first variant's.
+    """
+
+    def local(state: Any, inputs: Any, features: Array, mask: Array) -> Any:
+        def one(inputs: Any) -> tuple[list[Array], MaskProposals | None]:
+            outputs = [
+                predictor.views(state, jax.tree.map(lambda x: x[None], i), features, mask, v.layout)
+                for i, v in zip(inputs, variants, strict=True)
+            ]
+            first = jax.tree.map(lambda x: x[0], outputs[0].proposals)
+            return [output.maps[0] for output in outputs], first
+
+        return jax.lax.map(one, inputs)
+
+    return jax.jit(_split(local, mesh, in_specs=(None, AXES, None, None), out_specs=AXES))
+
+
+def make_readout(
+    predictor: Predictor, variants: Sequence[Variant], readout: Readout, mesh: Mesh
+) -> Any:
+    """``f(totals, [maps], proposals, class_mask, target) -> (totals, prediction)``.
+
+    ``prediction`` is int32 ``[b, H, W]``, the evaluated class of each pixel of the bucket.
+    """
+
+    def local(maps: Any, proposals: Any, mask: Array, target: Target) -> tuple[Counts, Array]:
+        def one(args: Any) -> tuple[Counts, Array]:
+            maps, proposals, target = args
+            prediction = _predict(predictor, variants, readout, maps, mask, target)
+            return _count(readout, prediction, proposals, target), prediction
+
+        counts, prediction = jax.lax.map(one, (maps, proposals, target))
+        total = jax.tree.map(lambda x: x.sum(axis=0, dtype=jnp.uint32), counts)
+        return jax.tree.map(lambda x: jax.lax.psum(x, AXES), total), prediction
+
+    split = _split(local, mesh, in_specs=(AXES, AXES, None, AXES), out_specs=(None, AXES))
+
+    def step(totals: Totals, *args: Any) -> tuple[Totals, Array]:
+        counts, prediction = split(*args)
+        return add_counts(totals, counts), prediction
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _split(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
+    spec = lambda axes: PartitionSpec() if axes is None else PartitionSpec(axes)  # noqa: E731
+    outs = spec(out_specs) if out_specs == AXES else tuple(map(spec, out_specs))
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(map(spec, in_specs)),
+        out_specs=outs,
+        # counts are summed over the mesh by hand; the checker cannot follow `lax.map`
+        check_vma=False,
+    )
+
+
+def _predict(
+    predictor: Predictor,
+    variants: Sequence[Variant],
+    readout: Readout,
+    maps: Sequence[Float[Array, "v t h w"]],
+    mask: Bool[Array, " t"],
+    target: Target,
+) -> Int[Array, "h w"]:
+    """The evaluated class of every pixel, from chunks of classes: the best so far is kept."""
+    total = mask.shape[0]
+    chunk = min(readout.class_chunk, total)
+    starts = jnp.arange(0, total, chunk)
+
+    def step(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        start = jnp.minimum(start, total - chunk)  # the last chunk may overlap the one before
+        classes = start + jnp.arange(chunk)
+        scores = sum(
+            _on_pixels(predictor, variant, jax.lax.dynamic_slice_in_dim(m, start, chunk, 1), taps)
+            for variant, m, taps in zip(
+                variants, maps, zip(target.rows, target.columns, strict=True), strict=True
+            )
+        )
+        present = jax.lax.dynamic_slice_in_dim(mask, start, chunk)
+        scores = jnp.where(present[:, None, None], scores / len(variants), -jnp.inf)
+        index = jnp.argmax(scores, axis=0)
+        score = jnp.max(scores, axis=0)
+        better = score > best[0]  # of equal scores the first class's counts, as in one argmax
+        return (jnp.where(better, score, best[0]), jnp.where(better, classes[index], best[1])), None
+
+    shape = target.label.shape
+    nothing = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, starts.dtype))
+    (score, index), _ = jax.lax.scan(step, nothing, starts)
+    merge = np.zeros(total, np.int32)  # texts that pad the axis never win
+    merge[: len(readout.merge)] = readout.merge
+    prediction = jnp.asarray(merge)[index]
+    if readout.threshold is not None and readout.background is not None:
+        prediction = jnp.where(score < readout.threshold, readout.background, prediction)
+    return prediction
+
+
+def _on_pixels(
+    predictor: Predictor, variant: Variant, maps: Float[Array, "v t h w"], taps: Any
+) -> Float[Array, "t h2 w2"]:
+    """Scores of some classes at the pixels of the bucket."""
+    scores = predictor.blend(maps[None], variant.layout)[0]
+    if variant.flip:
+        scores = scores[..., ::-1]
+    (rows, row_weights), (columns, column_weights) = taps
+    scores = _interpolate(scores, rows, row_weights, axis=1)
+    return _interpolate(scores, columns, column_weights, axis=2)
+
+
+def _interpolate(scores: Array, taps: Array, weights: Array, axis: int) -> Array:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    weights = weights.reshape(shape)
+    first, second = (jnp.take(scores, taps[:, i], axis=axis) for i in (0, 1))
+    return first * (1 - weights) + second * weights
+
+
+def _count(
+    readout: Readout, prediction: Array, proposals: MaskProposals | None, target: Target
+) -> Counts:
+    """One image's counts; none for a copy that fills the batch."""
+    counted = (target.label >= 0) & target.present
+    flat = (target.label.ravel(), prediction.ravel(), counted.ravel(), readout.num_classes)
+    boundary = jnp.zeros((3, readout.num_classes), jnp.uint32)
+    if readout.boundary:
+        boundary = _count_boundary(readout.num_classes, prediction, counted, target)
+    points = masks = jnp.zeros((), jnp.uint32)
+    if proposals is not None:
+        number = lambda valid: (valid & target.present).sum(dtype=jnp.uint32)  # noqa: E731
+        points, masks = number(proposals.point_valid), number(proposals.valid)
+    images = target.present.astype(jnp.uint32)
+    return Counts(count_pairs(*flat), boundary, points, masks, images)
+
+
+def _count_boundary(num_classes: int, prediction: Array, counted: Array, target: Target) -> Array:
+    """Boundary pixels of each class: in both maps, in the label, in the prediction."""
+    in_label = region_boundary(target.label, target.distance)
+    inside = jnp.where(target.inside, prediction, OUTSIDE)
+    in_prediction = region_boundary(inside, target.distance)
+    both = in_label & in_prediction & (target.label == prediction)
+    count = lambda classes, where: count_classes(  # noqa: E731
+        classes.ravel(), (where & counted).ravel(), num_classes
+    )
+    return jnp.stack(
+        [
+            count(target.label, both),
+            count(target.label, in_label),
+            count(prediction, in_prediction),
+        ]
+    )

@@ -1,0 +1,103 @@
+"""`eval.py` as users run it: killed and resumed, and as one job of two processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+from sammi_jax.config import CLIP_SIZES
+from sammi_jax.data.openshapes import build_tokenizer
+from sammi_jax.folder import write_model
+from sammi_jax.models.clip import Clip
+from sammi_jax.params import flat_params
+from sammi_jax.text.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parent.parent
+DATASET, IMAGES = "os48/val_unseen", 24
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "clip"
+    config = CLIP_SIZES["openshapes"]
+    params = flat_params(Clip(config, rngs=nnx.Rngs(0)))
+    write_model(
+        folder, "clip", config, params,
+        source={}, licence="none", tokenizer=Tokenizer(build_tokenizer()),
+    )  # fmt: skip
+    return folder
+
+
+def start(folder, workdir, *arguments, devices=1):
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [
+            sys.executable, ROOT / "eval.py", "--config", ROOT / "configs/openshapes_sammi.py",
+            "--checkpoint", folder, "--datasets", DATASET, "--workdir", workdir,
+            "--set", f"eval.num_examples={IMAGES}", *arguments,
+        ],
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def finish(*processes):
+    for process in processes:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+
+
+def results(workdir):
+    found = json.loads((workdir / "results.json").read_text())["results"]
+    return [{k: v for k, v in result.items() if k != "timing"} for result in found]
+
+
+def test_killed_and_resumed(clip_folder, tmp_path):
+    finish(start(clip_folder, tmp_path / "whole"))
+    settings = ("--set", "eval.batch_size=1", "--set", "eval.save_every=1")
+    workdir = tmp_path / "killed"
+    process = start(clip_folder, workdir, *settings)
+    partial = workdir / "partial" / "os48_val_unseen.npz"
+    deadline = time.monotonic() + 120
+    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert partial.exists(), "the evaluation was over before it could be killed"
+    finish(start(clip_folder, workdir, *settings))
+    assert results(workdir) == results(tmp_path / "whole")
+    assert not partial.exists()
+
+
+@pytest.mark.slow
+def test_two_processes(clip_folder, tmp_path):
+    finish(start(clip_folder, tmp_path / "one", devices=8))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id")
+    labels = ("--set", "eval.save_labels=True")
+    finish(
+        *(
+            start(clip_folder, tmp_path / "two", *labels, *job, str(rank), devices=4)
+            for rank in range(2)
+        )
+    )
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+    assert len(list((tmp_path / "two" / "labels" / "os48_val_unseen").iterdir())) == IMAGES
+
+
+def test_half_of_a_job(clip_folder, tmp_path):
+    process = start(clip_folder, tmp_path, "--num-processes", "2")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err.strip().splitlines()[-1].startswith("eval.py: --coordinator, --num-processes and")
