@@ -1,7 +1,8 @@
 """Evaluate a model folder: ``python eval.py --config configs/NAME.py --checkpoint DIR
 --datasets a,b --workdir DIR``.
 
-Writes results.json and results.md. A CLIP folder is evaluated zero-shot: by its cost map alone.
+Writes results.json and results.md (docs/evaluation.md). A CLIP folder is evaluated zero-shot: by
+its cost map alone.
 """
 
 import argparse
@@ -17,15 +18,40 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot."
     )
-    parser.add_argument("--config", required=True, help="a Python file that defines `config`")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a model folder")
     parser.add_argument(
-        "--datasets", required=True, help="names with commas, as in os48/val_seen,os48/val_unseen"
+        "--config",
+        metavar="FILE",
+        required=True,
+        help="Python that defines `config`; its eval.* fields say how (docs/evaluation.md)",
     )
     parser.add_argument(
-        "--data-dir", type=Path, help="where prepared data sets lie; OpenShapes needs none"
+        "--checkpoint",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="a model folder, which brings its sizes, template and windows along; of a CLIP's "
+        "folder template and windows are the configuration's",
     )
-    parser.add_argument("--workdir", required=True, type=Path, help="for results.json, results.md")
+    parser.add_argument(
+        "--datasets",
+        metavar="NAMES",
+        required=True,
+        help="names with commas: prepared sets (ade20k_150 or ade20k_150/training; see 'sammi "
+        "datasets list'), your own pictures (folder:PATH), OpenShapes (os48/val_unseen)",
+    )
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        type=Path,
+        help="where 'sammi datasets prepare' put its sets; the other kinds need none",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="for results.json, results.md and pictures; call again with the same to resume",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -51,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _evaluate(options: argparse.Namespace) -> str:
     """The table of all data sets; everything is written as well."""
+    from sammi_jax.config import to_dict
     from sammi_jax.data.catalogue import open_dataset
     from sammi_jax.evaluation.evaluator import evaluate
     from sammi_jax.evaluation.report import config_digest, write_results
@@ -70,12 +97,18 @@ def _evaluate(options: argparse.Namespace) -> str:
     ]
     mesh = make_mesh(config.mesh)
     predictor = load_predictor(options.checkpoint, config.task.model)
-    identity = {"config": config_digest(config), "weights": weights_digest(options.checkpoint)}
+    identity = {
+        "config": config_digest(config),
+        "model": to_dict(predictor.config),
+        "weights": weights_digest(options.checkpoint),
+    }
     results, table = [], ""
     for dataset in datasets:
         results.append(evaluate(predictor, dataset, config.eval, mesh, options.workdir, identity))
         # after every set: what is done stays done
-        table = write_results(results, options.checkpoint, config, options.workdir)
+        table = write_results(
+            results, options.checkpoint, config, predictor.config, options.workdir
+        )
     return table
 
 

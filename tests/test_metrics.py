@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation import confusion_matrix, scores
@@ -54,6 +55,35 @@ def test_against_loops(rng, num_classes, ignore):
         assert set(found) == set(expected)
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(("num_classes", "ignore"), [(2, 255), (30, 255), (300, 65535)])
+def test_against_scikit_learn(rng, num_classes, ignore):
+    """Equal in every integer, and so in every IoU: to the last bit."""
+    label = rng.integers(0, num_classes, (2, 61, 47)).astype(np.uint16)
+    label[label % 7 == 3] = 0  # classes that only the prediction has
+    label[rng.random(label.shape) < 0.3] = ignore
+    prediction = np.where(rng.random(label.shape) < 0.4, label, rng.permuted(label))
+    prediction[(prediction == ignore) | (prediction % 5 == 4)] = 0  # and that only the label has
+    prediction[rng.random(label.shape) < 0.01] = min(3, num_classes - 1)
+    found = confusion_matrix(prediction, label, num_classes, ignore)
+
+    classes, counted = list(range(num_classes)), label != ignore
+    pair = (label[counted], prediction[counted])
+    expected = sklearn.metrics.confusion_matrix(*pair, labels=classes)
+    np.testing.assert_array_equal(found, expected)
+    assert found.sum() == counted.sum() < label.size
+    present = np.unique(pair[0])  # the others have no IoU
+    iou = sklearn.metrics.jaccard_score(*pair, labels=present, average=None)
+    result = scores(found)
+    np.testing.assert_array_equal(np.asarray(result["iou"])[present], iou)
+    assert np.isnan(np.delete(result["iou"], present)).all()
+    assert result["miou"] == pytest.approx(iou.mean(), rel=1e-15)
+    assert result["pacc"] == sklearn.metrics.accuracy_score(*pair)
+    assert result["macc"] == pytest.approx(
+        sklearn.metrics.recall_score(*pair, labels=present, average="macro"), rel=1e-15
+    )
+    assert num_classes == 2 or len(present) < num_classes
 
 
 def test_ignored_predictions_are_free():

@@ -13,7 +13,8 @@ from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.segmentation import class_colours, draw_proposals, label_image
 from sammi_jax.typing import Int, NpArray
 
-_GAP, _CAPTION = 6, 14  # pixels between the pictures of a panel, and above them
+_GAP, _CAPTION, _LINE = 6, 14, 16  # pixels: between pictures, above them, of a legend's line
+_SMALL = 384  # panels enlarge pictures whose sides are all below half of it
 _TITLES = ("image", "truth", "prediction", "masks and points")
 
 
@@ -29,6 +30,10 @@ class Pictures:
         self._labels, self._panels = workdir / "labels" / name, workdir / "panels" / name
         self._dataset, self._config = dataset, config
         self._left = config.panels
+        # A class of several texts goes by its first one; PAS-20b's background has 39.
+        self._names = dict(zip(dataset.merge[::-1], dataset.class_names[::-1], strict=True))
+        if dataset.background is not None:
+            self._names[dataset.background] = "background"
 
     def add(self, examples: list[dict[str, Any]], prediction: Any, proposals: Any) -> None:
         """Write what is asked for of one batch."""
@@ -51,7 +56,7 @@ class Pictures:
     def _panel(
         self, example: dict[str, Any], labels: Int[NpArray, "h w"], row: int, proposals: Any
     ) -> Image.Image:
-        """Image, truth, prediction and, for SAM-MI, masks and points side by side."""
+        """Image, truth, prediction and, for SAM-MI, masks and points; below, the classes."""
         image, truth = example["image"], example["label"]
         colours = class_colours(self._dataset.num_classes, self._dataset.palette)
         shown = np.full((*truth.shape, 3), 255, np.uint8)  # ignored pixels stay white
@@ -68,7 +73,11 @@ class Pictures:
             size = np.array([image.shape[1], image.shape[0]], np.float32)
             on_image = _resize_masks(masks[valid], image.shape[:2])
             pictures.append(np.asarray(draw_proposals(image, on_image, points[point_valid] * size)))
-        return _side_by_side(pictures)
+        there = np.bincount(truth[counted], minlength=len(colours))
+        there += np.bincount(labels.ravel(), minlength=len(colours))
+        order = [int(c) for c in np.argsort(-there, kind="stable") if there[c]]
+        entries = [(self._names[c], tuple(colours[c].tolist())) for c in order]
+        return _with_legend(_side_by_side(pictures), entries)
 
 
 def _resize_masks(masks: NpArray, size: tuple[int, int]) -> NpArray:
@@ -81,11 +90,33 @@ def _resize_masks(masks: NpArray, size: tuple[int, int]) -> NpArray:
 
 
 def _side_by_side(pictures: list[NpArray]) -> Image.Image:
-    height, width = pictures[0].shape[:2]
+    scale = max(1, _SMALL // max(pictures[0].shape[:2]))
+    height, width = (side * scale for side in pictures[0].shape[:2])
     step = width + _GAP
     canvas = Image.new("RGB", (step * len(pictures) - _GAP, height + _CAPTION), "white")
     draw = ImageDraw.Draw(canvas)
     for column, (title, picture) in enumerate(zip(_TITLES, pictures, strict=False)):
         draw.text((column * step + 2, 1), title, fill="black")
-        canvas.paste(Image.fromarray(picture), (column * step, _CAPTION))
+        shown = Image.fromarray(picture).resize((width, height), Image.Resampling.NEAREST)
+        canvas.paste(shown, (column * step, _CAPTION))
+    return canvas
+
+
+def _with_legend(panel: Image.Image, entries: list[tuple[str, tuple[int, ...]]]) -> Image.Image:
+    """Name and colour of classes below a panel, in as many lines as they need."""
+    measure = ImageDraw.Draw(panel)
+    places, left, top = [], 0, panel.height + _GAP
+    for name, _ in entries:
+        width = int(measure.textlength(name)) + 2 * _LINE
+        if left and left + width > panel.width:
+            left, top = 0, top + _LINE
+        places.append((left, top))
+        left += width
+    canvas = Image.new("RGB", (panel.width, top + _LINE), "white")
+    canvas.paste(panel, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (left, top) in zip(entries, places, strict=True):
+        side = _LINE - 5
+        draw.rectangle((left, top, left + side, top + side), fill=colour, outline="black")
+        draw.text((left + _LINE, top), name, fill="black")
     return canvas

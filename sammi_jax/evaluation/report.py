@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from sammi_jax.config import SegmenterConfig
 from sammi_jax.data.catalogue import Dataset
+from sammi_jax.data.vocabulary import vocabulary_hash
 from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, scores, subset_miou
 from sammi_jax.evaluation.totals import Counts
 from sammi_jax.evaluation.vocabulary import Vocabulary
 from sammi_jax.experiment import TrainConfig, resolved
+from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.typing import NpArray
 
 _COLUMNS = {
@@ -53,8 +56,8 @@ def result_record(
         seen, unseen = (subset_miou(confusion, part) for part in (dataset.seen, dataset.unseen))
         values |= {"seen_miou": seen, "unseen_miou": unseen}
         values["harmonic_mean"] = harmonic_mean(seen, unseen)
-    if dataset.classes_of_interest:
-        interest = tuple(dataset.classes_of_interest)
+    interest = tuple(dataset.classes_of_interest)
+    if dataset.domain or len(interest) in range(1, dataset.num_classes):
         values["interest_miou"] = subset_miou(confusion, interest, union=True)
     if boundary:
         per_class["boundary_iou"] = boundary_iou(np.asarray(counts.boundary))
@@ -72,9 +75,7 @@ def result_record(
         "points_per_image": int(counts.points) / images if has_points else None,
         "masks_per_image": int(counts.masks) / images if has_points else None,
         "classes": _classes(dataset, vocabulary, confusion, per_class),
-        "vocabulary_sha256": hashlib.sha256(
-            json.dumps([vocabulary.class_names, vocabulary.merge]).encode()
-        ).hexdigest(),
+        "vocabulary_sha256": vocabulary_hash(vocabulary.class_names, vocabulary.merge),
         "timing": timing,
     }
 
@@ -88,7 +89,7 @@ def _classes(
     label, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
-            "name": " | ".join(names),
+            "name": " | ".join(names) or "background",  # which then has no text of its own
             "label_pixels": int(label[index]),
             "predicted_pixels": int(predicted[index]),
             **{name: _number(values[index]) for name, values in per_class.items()},
@@ -102,14 +103,25 @@ def _number(value: Any) -> float | None:
 
 
 def write_results(
-    results: list[dict[str, Any]], checkpoint: Path, config: TrainConfig, workdir: Path
+    results: list[dict[str, Any]],
+    checkpoint: Path,
+    config: TrainConfig,
+    model: SegmenterConfig,
+    workdir: Path,
 ) -> str:
-    """The table that people read; the first process of a job writes both files."""
-    model = resolved(config)["task"]["model"]
+    """The table that people read; the first process of a job writes both files.
+
+    Args:
+        results: one record a data set.
+        checkpoint: the model folder.
+        config: of the experiment.
+        model: of the model that was evaluated, which the folder says and not the experiment.
+        workdir: for the files.
+    """
     record = {
         "checkpoint": str(checkpoint),
         "config_sha256": config_digest(config),
-        "template": model["template"],
+        "template": model.template,
         "resize": resize_rule(model),
         "eval": resolved(config)["eval"],
         "results": results,
@@ -130,14 +142,14 @@ def config_digest(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
-def resize_rule(model: dict[str, Any]) -> str:
+def resize_rule(model: SegmenterConfig) -> str:
     """How images and scores are resized, in words."""
-    if model["sliding"] is None:
+    if model.sliding is None:
         return "whole image as one view; scores bilinear to the label's size"
     return (
-        "short side 640, long side at most 2560 (bilinear, antialiased); squashed to a square of "
-        f"{model['sliding']['output_size']} (bilinear); windows of {model['crop_size']} at stride "
-        f"{model['sliding']['stride']} and a global view; scores bilinear to the label's size"
+        f"short side {SHORT_SIDE}, long side at most {LONG_SIDE} (bilinear, antialiased); squashed "
+        f"to a square of {model.sliding.output_size} (bilinear); windows of {model.crop_size} at "
+        f"stride {model.sliding.stride} and a global view; scores bilinear to the label's size"
     )
 
 

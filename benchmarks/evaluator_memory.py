@@ -1,0 +1,149 @@
+"""Memory of the evaluator's two programs at the real sizes, as XLA's compiler states it.
+
+SAM-MI of CLIP ViT-B/16 and SAM ViT-B, canvas 640 with windows of 384, labels up to 1024 x 1024,
+batches of 8 images on one device. The programs are compiled for shapes alone: no weights, no run.
+
+Command:   python benchmarks/evaluator_memory.py [--batch 8]
+Hardware:  two CPU cores (CPU backend), 3 minutes
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from sammi_jax import inference
+from sammi_jax.config import SEGMENTER_SIZES, MaskConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.evaluation.evaluator import make_variants
+from sammi_jax.evaluation.program import Readout, make_network, make_readout, make_target
+from sammi_jax.evaluation.totals import zero_totals
+from sammi_jax.experiment import EvalConfig, MeshConfig
+from sammi_jax.images import SegmenterInput, segmenter_input
+from sammi_jax.inference import ViewScores
+from sammi_jax.kinds import model_maker
+from sammi_jax.ops.views import ViewLayout
+from sammi_jax.parallel import batch_sharding, make_mesh, replicated
+
+SLIDING = SlidingConfig()
+CONFIG = dataclasses.replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig(), sliding=SLIDING)
+LABEL_SHAPE = (1024, 1024)
+TEXTS_PADDED_TO = 8  # as `pipeline.Segmenter.text_features`
+RUNS = ((150, 32), (847, 16), (847, 32), (847, 128))  # (T, class_chunk)
+
+
+class AbstractSegmenter:
+    """`pipeline.Segmenter` whose parameters are shapes; satisfies `program.Predictor`."""
+
+    config = CONFIG
+
+    def __init__(self):
+        self._graphdef, self.state = nnx.split(nnx.eval_shape(model_maker(self.config)))
+
+    def text_features(self, class_names: Sequence[str]) -> tuple[Any, Any]:
+        """Shapes of the embeddings and of the class mask."""
+        total = -(-len(class_names) // TEXTS_PADDED_TO) * TEXTS_PADDED_TO
+        features = jax.ShapeDtypeStruct((total, 1, self.config.clip.embed_dim), jnp.float32)
+        return features, jax.ShapeDtypeStruct((total,), jnp.bool_)
+
+    def prepare(self, image: Any, config: SegmenterConfig | None = None) -> SegmenterInput:
+        """One image's inputs."""
+        return segmenter_input(image, config or self.config)
+
+    def views(
+        self, state: Any, inputs: Any, text_features: Any, class_mask: Any, layout: ViewLayout
+    ) -> ViewScores:
+        """Logits and masks of every view."""
+        model: Any = nnx.merge(self._graphdef, state)
+        output = inference.forward_input(model, inputs, text_features, class_mask, layout)
+        return ViewScores(output.logits, output.proposals)
+
+    def blend(self, maps: Any, layout: ViewLayout) -> Any:
+        """Probabilities on the canvas."""
+        return inference.blend_logits(maps, self.config, layout)
+
+
+def abstract(tree: Any, sharding: Any) -> Any:
+    """The tree's shapes, placed."""
+    place = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+    return jax.tree.map(place, tree)
+
+
+class Programs:
+    """Lowers the two programs for one number of classes."""
+
+    def __init__(self, num_classes: int, batch_size: int):
+        self._mesh = make_mesh(MeshConfig())
+        self._predictor, self._num_classes = AbstractSegmenter(), num_classes
+        self._variants = make_variants(CONFIG, EvalConfig())
+        split, whole = batch_sharding(self._mesh), replicated(self._mesh)
+        image = np.zeros((*LABEL_SHAPE, 3), np.uint8)
+        inputs = self._predictor.prepare(image)
+        stacked = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), inputs
+        )
+        features = self._predictor.text_features([""] * num_classes)
+        self._features, self._mask = abstract(features, whole)
+        self._state = abstract(self._predictor.state, whole)
+        self._inputs = [abstract(stacked, split)]
+        label = np.zeros(LABEL_SHAPE, np.int32)
+        sides = [SLIDING.output_size for _ in self._variants]
+        sizes = [LABEL_SHAPE] * batch_size
+        target = make_target([label] * batch_size, sizes, sides, 65535, LABEL_SHAPE, batch_size)
+        self._target = abstract(target, split)
+        self._totals = abstract(zero_totals(num_classes), whole)
+        self._scores: Any = None
+
+    def network(self) -> Any:
+        """The network, lowered."""
+        program = make_network(self._predictor, self._variants, self._mesh)
+        arguments = (self._state, self._inputs, self._features, self._mask)
+        self._scores = abstract(jax.eval_shape(program, *arguments), batch_sharding(self._mesh))
+        return program.lower(*arguments)
+
+    def readout(self, class_chunk: int) -> Any:
+        """The read-out, lowered; after `network`."""
+        merge = tuple(range(self._num_classes))
+        how = Readout(merge, self._num_classes, class_chunk, None, None, True)
+        program = make_readout(self._predictor, self._variants, how, self._mesh)
+        maps, proposals = self._scores
+        return program.lower(self._totals, maps, proposals, self._mask, self._target)
+
+
+def report(what: str, lowered: Any) -> None:
+    """Compile and print one row."""
+    began = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    seconds = time.perf_counter() - began
+    sizes = (
+        memory.argument_size_in_bytes,
+        memory.output_size_in_bytes - memory.alias_size_in_bytes,  # without what is donated
+        memory.temp_size_in_bytes,
+    )
+    cells = [f"{size / 2**20:,.0f}" for size in (*sizes, sum(sizes))]
+    print(f"| {what} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=8, help="images a step")
+    batch_size = parser.parse_args().batch
+    print(f"{jax.default_backend()}, one device, {batch_size} images a step, MiB\n")
+    print("| program | arguments | outputs | temporaries | sum | compile s |")
+    print("|---|---|---|---|---|---|")
+    programs: dict[int, Programs] = {}
+    for num_classes, class_chunk in RUNS:
+        if num_classes not in programs:
+            programs[num_classes] = Programs(num_classes, batch_size)
+            report(f"network, T = {num_classes}", programs[num_classes].network())
+        name = f"read-out, T = {num_classes}, class_chunk = {class_chunk}"
+        report(name, programs[num_classes].readout(class_chunk))
+
+
+if __name__ == "__main__":
+    main()
