@@ -1,4 +1,5 @@
-"""Training state on disk, by Orbax (v1): whole or not at all, the last N kept.
+"""Training state on disk, by Orbax (v1): written in the background, whole or not at all, the last
+N kept.
 
 A checkpoint holds what training changes: trainable parameters, optimizer state and the step; the
 order of the data follows from the step. Frozen parameters are read again from where they came
@@ -6,6 +7,8 @@ from, and their digest is compared.
 """
 
 import hashlib
+import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +16,19 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from sammi_jax.distributed import anywhere
 from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.parallel import fetch
 from sammi_jax.state import TrainState
+
+DAMAGED_FOLDER = "checkpoints-damaged"
+# What Orbax and tensorstore raise on files that are cut short or gone. A device that is out of
+# memory raises none of them.
+_UNREADABLE = (ValueError, KeyError, OSError)
 
 
 def digest(params: Mapping[str, Any]) -> str:
@@ -24,15 +36,24 @@ def digest(params: Mapping[str, Any]) -> str:
     total = hashlib.sha256()
     for path in sorted(params):
         total.update(path.encode())
-        total.update(np.ascontiguousarray(jax.device_get(params[path])).tobytes())
+        total.update(np.ascontiguousarray(fetch(params[path])).tobytes())
     return total.hexdigest()
 
 
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read back."""
+
+
 class Checkpoints:
-    """The checkpoints of one run, in ``workdir/checkpoints``."""
+    """The checkpoints of one run, in ``workdir/checkpoints``.
+
+    Raises:
+        SammiError: there are some, and every one is damaged.
+    """
 
     def __init__(self, workdir: Path, keep: int):
         self._directory = workdir.absolute() / "checkpoints"
+        self._screen()
         self._checkpointer = ocp.training.Checkpointer(
             str(self._directory),
             preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(keep)),
@@ -45,35 +66,133 @@ class Checkpoints:
         return None if self._checkpointer.latest is None else self._checkpointer.latest.step
 
     def save(self, state: TrainState, frozen_digest: str) -> None:
-        """Write the state after ``state.step`` steps; it is complete when this returns."""
-        self._checkpointer.save(
-            int(state.step), _saved(state), force=True, custom_metadata={"frozen": frozen_digest}
-        )
+        """Begin to write the state after ``state.step`` steps; the one before it is then complete.
 
-    def restore(self, state: TrainState, frozen_digest: str) -> TrainState:
-        """The newest checkpoint, with shapes, shardings and frozen parameters of ``state``.
+        The arrays may be donated as soon as this returns.
 
         Raises:
-            SammiError: its parameters or its frozen weights are others than those of ``state``.
+            SammiError: the save before this one failed.
         """
-        where = self._directory / str(self.latest_step)
+        self.wait()
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        self._checkpointer.save_async(
+            step, _saved(state), force=True, custom_metadata={"frozen": frozen_digest}
+        )
+
+    def wait(self) -> None:
+        """Return once what was saved last is complete on disk.
+
+        Raises:
+            SammiError: it could not be written.
+        """
+        try:
+            self._checkpointer.wait()
+        except _UNREADABLE as error:
+            raise SammiError(
+                f"{self._directory}: the checkpoint of step {self.latest_step} could not be "
+                f"written ({one_line(error)})"
+            ) from error
+
+    def restore(self, state: TrainState, frozen_digest: str) -> TrainState:
+        """The newest checkpoint that can be read, with shapes and shardings of ``state``.
+
+        A damaged one is passed over with a warning, and moved out of the way: its step will be
+        saved again. Where there is no checkpoint, ``state`` itself.
+
+        Raises:
+            SammiError: every checkpoint is damaged, or its parameters or its frozen weights are
+                others than those of ``state``.
+        """
+        steps = [found.step for found in reversed(self._checkpointer.checkpoints)]
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                restored = self._load(step, state, frozen_digest)
+            except _DamagedError as error:
+                restored, damaged[step] = None, str(error)
+            if anywhere(restored is None):
+                damaged.setdefault(step, "another process could not read it")
+                continue
+            assert restored is not None
+            if damaged:
+                self._pass_over(damaged)
+                self._checkpointer.reload()
+            return restored
+        if steps:
+            raise self._all_damaged(steps)
+        return state
+
+    def _load(self, step: int, state: TrainState, frozen_digest: str) -> TrainState:
+        where = self._directory / str(step)
         abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _saved(state)
         )
-        found = self._checkpointer.metadata(self.latest_step)
+        found = _read_metadata(where)
         _check_shapes(found.metadata, abstract, where)
         if found.custom_metadata != {"frozen": frozen_digest}:
             raise SammiError(
                 f"{where}: was trained with other frozen weights than the config names"
             )
-        saved = self._checkpointer.load(self.latest_step, abstract)
+        try:
+            saved = self._checkpointer.load(step, abstract)
+        except _UNREADABLE as error:
+            raise _DamagedError(one_line(error)) from error
         leaves = [saved["opt_state"][name] for name in _named(state.opt_state)]
         opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
         return replace(state, step=saved["step"], trainable=saved["trainable"], opt_state=opt_state)
 
+    def _screen(self) -> None:
+        """Move away what has no readable metadata: Orbax's own start fails on some of it."""
+        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                _read_metadata(self._directory / str(step))
+            except _DamagedError as error:
+                damaged[step] = str(error)
+        if damaged and len(damaged) == len(steps):
+            raise self._all_damaged(steps)
+        self._pass_over(damaged)
+
+    def _pass_over(self, damaged: dict[int, str]) -> None:
+        """Warn, and move checkpoints to where they do not count among those to keep."""
+        multihost_utils.sync_global_devices("every process has looked at the checkpoints")
+        folder = self._directory.with_name(DAMAGED_FOLDER)
+        for step, reason in damaged.items():
+            warnings.warn(
+                f"{self._directory / str(step)}: damaged ({reason}); passed over for the one "
+                f"before it and moved to {folder}",
+                stacklevel=4,
+            )
+            if jax.process_index() == 0:
+                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder / str(step), ignore_errors=True)
+                (self._directory / str(step)).rename(folder / str(step))
+        multihost_utils.sync_global_devices("damaged checkpoints are moved")
+
+    def _all_damaged(self, steps: list[int]) -> SammiError:
+        return SammiError(
+            f"{self._directory}: every checkpoint is damaged (steps "
+            f"{', '.join(map(str, sorted(steps)))}); put one back from a copy, or delete the "
+            "folder to start again"
+        )
+
     def close(self) -> None:
         """Wait for what is being written and release Orbax's threads."""
         self._checkpointer.close()
+
+
+def _read_metadata(where: Path) -> Any:
+    """Orbax's metadata of a checkpoint, in which damage shows as gaps or as an exception."""
+    try:
+        found = ocp.metadata(str(where))
+    except _UNREADABLE as error:
+        raise _DamagedError(one_line(error)) from error
+    if not found.metadata or not found.custom_metadata:
+        raise _DamagedError("its metadata has gaps")
+    return found
 
 
 def _check_shapes(found: Any, expected: Any, where: Path) -> None:

@@ -1,13 +1,65 @@
 """Several processes as one job: found in the environment, or given by flags."""
 
 import argparse
+import signal
+import threading
+from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from sammi_jax.errors import SammiError
 
 # A process that stops answering is missed after this long, and the others end with an error.
 HEARTBEAT_TIMEOUT_S = 60
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the same command again goes on
+
+
+class PreemptedError(Exception):
+    """The machine asked the job to end. Its state is saved; the message is one line."""
+
+
+class Preemption:
+    """Whether the machine asked this job to end, by SIGTERM to any of its processes.
+
+    Inside the ``with`` block SIGTERM ends nothing. Once it came it never does, so that another
+    one cannot break what is being saved.
+    """
+
+    def __init__(self):
+        self._asked = False
+        self._previous: Any = None
+
+    def __enter__(self) -> "Preemption":
+        # jax.distributed has a handler of its own, and Python takes signals in its main thread only
+        if not jax.distributed.is_initialized() and (
+            threading.current_thread() is threading.main_thread()
+        ):
+            self._previous = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._previous is not None and not self._asked:
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and end after this step; the same answer in all processes.
+
+        To be called after every step, with its number.
+        """
+        if jax.distributed.is_initialized():
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag holds in any process of the job; all processes must ask."""
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ command, the hardware, the time and the expected result. Building one touches no
 import ast
 import dataclasses
 import json
+import os
 import runpy
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,9 @@ class SegmentConfig(TaskConfig):
     sam: str | None = None  # model folder of the SAM to start from
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
+    # In the backward pass make the inner values of CLIP's blocks and of the aggregation's stages
+    # again instead of keeping them: less memory for about a third more work.
+    remat: bool = False
     num_classes: int | None = None  # classes a step: the present ones and random others; None: all
 
 
@@ -132,12 +136,20 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     mesh: MeshConfig = MeshConfig()
     eval: EvalConfig = EvalConfig()
+    # What the models' products compute in. Parameters, optimizer, softmax, norms' statistics,
+    # cosines and losses are float32 always.
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     steps: int = 80_000
     batch_size: int = 4  # over all devices
     seed: int = 0  # of initial weights, order and sampling
     log_every: int = 10
     checkpoint_every: int = 5000
     keep: int = 2  # latest checkpoints
+    # [ours] A loss above this many times the median of the 100 before it ends the run; None: none.
+    max_loss_ratio: float | None = 100.0
+    tensorboard: bool = False  # event files in the work folder; needs sammi_jax[tensorboard]
+    # First and last step of a profile, written to the work folder's ``profile``.
+    profile_steps: tuple[int, ...] | None = None
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> TrainConfig:
@@ -221,6 +233,9 @@ _MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "keep",
+    "max_loss_ratio",
+    "tensorboard",
+    "profile_steps",
 )
 
 
@@ -236,7 +251,9 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
         if difference:
             raise SammiError(f"{workdir}: holds another experiment ({difference}); use another one")
     workdir.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(values, indent=2) + "\n")
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, file)  # a run that is killed here leaves the old file or the new one
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str | None:

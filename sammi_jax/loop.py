@@ -1,10 +1,9 @@
 """The training loop: new or resumed state, steps, log, checkpoints, and the model at the end.
 
-Order within a step: train, log, save. The log has one JSON line per record.
+Order within a step: train, look at the losses so far, log, save; a state that may be bad is never
+saved. docs/training.md says what a run does when it is stopped.
 """
 
-import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,31 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from sammi_jax.checkpoint import Checkpoints, digest
+from sammi_jax.curves import draw_curves
 from sammi_jax.data.loader import Batch, prefetch
+from sammi_jax.distributed import PreemptedError, Preemption, anywhere
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import TrainConfig, save_config
 from sammi_jax.optim import make_optimizer, make_schedule
-from sammi_jax.parallel import check_batch_size, fsdp_sharding, make_mesh, put_batch, replicated
+from sammi_jax.parallel import (
+    check_batch_size,
+    fetch,
+    fsdp_sharding,
+    make_mesh,
+    put_batch,
+    replicated,
+)
 from sammi_jax.params import build
 from sammi_jax.state import Metrics, TrainState, make_train_step
-from sammi_jax.tasks.base import Task
+from sammi_jax.tasks.base import Rules, Task
+from sammi_jax.watch import LOG_FILE, Guard, Log, Profile, rate_factors, read_log
 
 MODEL_FOLDER = "model"
+CURVES_FILE = "loss.png"
 
 
 def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
@@ -36,33 +46,69 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
         The model folder that was written, ``workdir/model``.
 
     Raises:
-        SammiError: the experiment does not fit the devices or the folder, or the loss exploded.
+        SammiError: the experiment does not fit the devices or the folder, every checkpoint is
+            damaged, or the loss exploded.
+        PreemptedError: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh)
-    save_config(config, workdir)
+    _claim(workdir, config)
+    with Preemption() as preemption:
+        checkpoints = Checkpoints(workdir, config.keep)
+        finished = checkpoints.latest_step == config.steps
+        try:
+            with jax.set_mesh(mesh):
+                state = _train(task, config, mesh, checkpoints, preemption, workdir)
+        finally:
+            checkpoints.close()  # whatever ends the run, what is being saved is completed
+        folder = workdir / MODEL_FOLDER
+        params = {path: fetch(value) for path, value in state.params.items()}
+        if jax.process_index() == 0 and not (finished and folder.exists()):
+            draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
+            task.export(params, folder)
+        multihost_utils.sync_global_devices("the model is written")
+    return folder
+
+
+def _claim(workdir: Path, config: TrainConfig) -> None:
+    """Process 0 writes or compares the folder's configuration, and all hear of its refusal."""
+    refusal = None
+    if jax.process_index() == 0:
+        try:
+            save_config(config, workdir)
+        except SammiError as error:
+            refusal = error
+    if anywhere(refusal is not None):
+        raise refusal or SammiError(f"{workdir}: refused by process 0, whose message says why")
+
+
+def _train(
+    task: Task,
+    config: TrainConfig,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    preemption: Preemption,
+    workdir: Path,
+) -> TrainState:
     schedule = make_schedule(config.optim, config.steps)
     trainable = trainable_paths(task)
     scales = {path: task.lr_scale(path) for path in trainable}
     optimizer = make_optimizer(config.optim, schedule, scales)
-    checkpoints = Checkpoints(workdir, config.keep)
+    state = new_state(task, trainable, optimizer, config.seed, mesh)
+    frozen_digest = digest(state.frozen)
+    state = checkpoints.restore(state, frozen_digest)
+    step = make_train_step(make_loss(task, config.compute_dtype), optimizer, schedule, config.seed)
+    log = Log(workdir, int(state.step), config, rate_factors(config.optim, scales))
+    save = lambda state: checkpoints.save(state, frozen_digest)  # noqa: E731
     try:
-        with jax.set_mesh(mesh):
-            state = new_state(task, trainable, optimizer, config.seed, mesh)
-            frozen_digest = digest(state.frozen)
-            if checkpoints.latest_step is not None:
-                state = checkpoints.restore(state, frozen_digest)
-            step = make_train_step(_loss(task), optimizer, schedule, config.seed)
-            save = lambda state: checkpoints.save(state, frozen_digest)  # noqa: E731
-            state = _run(task, config, mesh, state, step, save, workdir)
+        state = _run(task, config, mesh, state, step, log, save, preemption, workdir)
     finally:
-        checkpoints.close()
-    folder = workdir / MODEL_FOLDER
-    task.export(jax.device_get(state.params), folder)
-    return folder
+        log.close()
+    checkpoints.wait()
+    return state
 
 
-def trainable_paths(task: Task) -> list[str]:
+def trainable_paths(task: Rules) -> list[str]:
     """Paths of the parameters that train, in the model's order."""
     abstract = nnx.eval_shape(lambda: task.make(nnx.Rngs(0)))
     paths = [
@@ -92,9 +138,11 @@ def new_state(
     return TrainState(step, chosen, frozen, opt_state)
 
 
-def _loss(task: Task) -> Any:
+def make_loss(rules: Rules, dtype: str) -> Any:
+    """``f(params, batch, key)``: the loss of the model that is built from ``params``."""
+
     def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
-        return task.loss(build(lambda: task.make(nnx.Rngs(0)), params), batch, key)
+        return rules.loss(build(lambda: rules.make(nnx.Rngs(0)), params, dtype), batch, key)
 
     return loss
 
@@ -105,68 +153,41 @@ def _run(
     mesh: Mesh,
     state: TrainState,
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    log: Log,
     save: Callable[[TrainState], None],
+    preemption: Preemption,
     workdir: Path,
 ) -> TrainState:
     start = int(state.step)
     shardings = jax.tree.map(lambda array: array.sharding, state)
     # The frozen part passes through: donating it too lets XLA alias it instead of copying it.
     step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    log = Log(workdir / "log.jsonl", start, config)
+    guard, profile = Guard(config), Profile(workdir / "profile", config.profile_steps)
     made = task.batches(start)
     batches = prefetch(lambda _: put_batch(next(made), mesh), range(start, config.steps))
     try:
         for number, batch in enumerate(batches, start + 1):
+            profile.before(number)
             state, metrics = step(state, batch)
+            profile.after(number, metrics)
+            guard.add(number, metrics)
             last = number == config.steps
-            if number == start + 1 or number % config.log_every == 0 or last:
+            stop = preemption.reached(number) and not last
+            saved = number % config.checkpoint_every == 0 or last or stop
+            logged = number == start + 1 or number % config.log_every == 0 or last or stop
+            if saved or logged:
+                guard.check()
+            if logged:
                 log.write(number, jax.device_get(metrics))
-            if number % config.checkpoint_every == 0 or last:
+            if saved:
                 save(state)
+            if stop:
+                raise PreemptedError(
+                    f"asked to end (SIGTERM) after step {number} of {config.steps}; the state is "
+                    "saved, and the same command goes on from there"
+                )
     finally:
+        profile.close()
         batches.close()
         made.close()
-        log.close()
     return state
-
-
-class Log:
-    """Progress bar and ``log.jsonl``; records beyond the step that a run resumes from go."""
-
-    def __init__(self, file: Path, start: int, config: TrainConfig):
-        kept = file.read_text().splitlines() if file.is_file() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= start]
-        file.write_text("".join(line + "\n" for line in kept))
-        self._file = file.open("a")
-        self._batch_size = config.batch_size
-        self._bar = tqdm(
-            total=config.steps,
-            initial=start,
-            desc=config.task.kind,
-            unit="step",
-            dynamic_ncols=True,
-        )
-        self._step, self._time = start, time.perf_counter()
-
-    def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Record the metrics of a step.
-
-        Raises:
-            SammiError: the loss or the gradient is not finite.
-        """
-        now = time.perf_counter()
-        values = {name: float(value) for name, value in metrics.items() if name != "finite"}
-        rate = (step - self._step) * self._batch_size / (now - self._time)
-        record = {"step": step, **values, "images_per_s": rate}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        self._bar.set_postfix_str(f"loss {values['loss']:.4g}, {rate:.0f} images/s", refresh=False)
-        self._bar.update(step - self._step)
-        self._step, self._time = step, now
-        if not metrics["finite"]:
-            raise SammiError(f"step {step}: the loss is not finite; lower optim.peak_lr")
-
-    def close(self) -> None:
-        """Close the bar and the file."""
-        self._bar.close()
-        self._file.close()

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sammi_jax.data.loader import Batch
@@ -81,4 +82,18 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.examples.items()
     }
-    return Batch(examples, jax.device_put(batch.shared, replicated(mesh)))
+    # Not jax.device_put: between processes it compares the values by a collective, which must not
+    # run in the thread that reads ahead.
+    whole = replicated(mesh)
+    shared = {
+        name: jax.make_array_from_process_local_data(whole, np.asarray(value))
+        for name, value in batch.shared.items()
+    }
+    return Batch(examples, shared)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """A whole array in this process's memory, where its parts may lie in others'."""
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -42,7 +42,7 @@ def make_train_step(
     """The step ``(state, batch) -> (state, metrics)``; its randomness depends on (seed, step) only.
 
     Metrics are scalars: those of ``loss`` and ``loss``, ``grad_norm`` (of the trainable
-    parameters, before clipping), ``learning_rate`` and ``finite``.
+    parameters, before clipping), ``learning_rate`` and ``finite`` (loss, gradient and update).
     """
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
@@ -58,7 +58,7 @@ def make_train_step(
             "loss": value,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step)),
-            "finite": jnp.isfinite(value) & jnp.isfinite(grad_norm),
+            "finite": jnp.isfinite(jnp.stack([value, grad_norm, optax.tree.norm(updates)])).all(),
         }
         trainable = optax.apply_updates(state.trainable, updates)
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics

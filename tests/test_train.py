@@ -1,6 +1,9 @@
 """The loop on a dummy task: what it trains, and that resuming is exact."""
 
 import json
+import os
+import shutil
+import signal
 from dataclasses import dataclass, replace
 
 import jax
@@ -8,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from sammi_jax.checkpoint import Checkpoints
 from sammi_jax.data.loader import Batch, batch_indices, prefetch
+from sammi_jax.distributed import PreemptedError
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import MeshConfig, OptimConfig, TaskConfig, TrainConfig
 from sammi_jax.layers import Buffer, layer_norm, linear
@@ -35,10 +40,14 @@ class DummyConfig(TaskConfig):
 
 
 class Dummy(Task[Net]):
-    """Regression with a noise from the step's key; ``fail_at`` breaks the data at a step."""
+    """Regression with a noise from the step's key.
 
-    def __init__(self, fail_at=None, poison=None):
-        self.fail_at, self.poison = fail_at, poison
+    ``fail_at`` breaks the data at a step, ``poison`` makes a batch bad and ``large`` one too
+    large; from ``sigterm`` on the machine asks for the end.
+    """
+
+    def __init__(self, fail_at=None, poison=None, large=None, sigterm=None):
+        self.fail_at, self.poison, self.large, self.sigterm = fail_at, poison, large, sigterm
 
     def make(self, rngs):
         return Net(rngs)
@@ -52,10 +61,14 @@ class Dummy(Task[Net]):
     def batch(self, step):
         if step == self.fail_at:
             raise KeyboardInterrupt
+        if self.sigterm is not None and step >= self.sigterm:
+            os.kill(os.getpid(), signal.SIGTERM)  # again and again: the second changes nothing
         rng = np.random.default_rng(step)
         x = rng.normal(size=(8, 5)).astype(np.float32)
         if step == self.poison:
             x[0, 0] = np.nan
+        if step == self.large:
+            x *= 1000
         return Batch({"x": x, "y": x[:, :3] ** 2}, {"weight": np.float32([1.0, 2.0, 3.0])})
 
     def loss(self, model, batch, key):
@@ -144,6 +157,49 @@ def test_keeps_the_latest(tmp_path):
     assert Checkpoints(tmp_path, 2).latest_step == 4
 
 
+def _truncate(checkpoint):
+    for file in (checkpoint / "state" / "d").iterdir():
+        os.truncate(file, file.stat().st_size // 2)
+
+
+DAMAGES = {
+    "data cut short": _truncate,
+    "no data": lambda checkpoint: shutil.rmtree(checkpoint / "state" / "d"),
+    "no state": lambda checkpoint: shutil.rmtree(checkpoint / "state"),
+    "no structure": lambda checkpoint: (checkpoint / "state/_METADATA").unlink(),
+    "no index": lambda checkpoint: (checkpoint / "state/manifest.ocdbt").unlink(),
+    "no metadata": lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").unlink(),
+    "other metadata": lambda checkpoint: (checkpoint / "_CHECKPOINT_METADATA").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, straight, damage):
+    workdir = tmp_path / "run"
+    shutil.copytree(straight, workdir)
+    shutil.rmtree(workdir / "model")
+    damage(workdir / "checkpoints" / "4")
+    with pytest.warns(UserWarning, match="checkpoints/4: damaged .* passed over") as caught:
+        folder = train(Dummy(), CONFIG, workdir)
+    assert len(caught) == 1
+    assert "\n" not in str(caught[0].message)
+    assert records(workdir)[2]["loss"] == records(straight)[2]["loss"]
+    for path, value in exported(straight / "model").items():
+        np.testing.assert_array_equal(value, exported(folder)[path], err_msg=path)
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "4"]
+    assert sorted(p.name for p in (workdir / "checkpoints-damaged").iterdir()) == ["4"]
+
+
+@pytest.mark.parametrize("damage", [DAMAGES["data cut short"], DAMAGES["no metadata"]])
+def test_all_checkpoints_damaged(tmp_path, straight, damage):
+    shutil.copytree(straight, tmp_path / "run")
+    for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
+        damage(checkpoint)
+    with pytest.raises(SammiError, match=r"every checkpoint is damaged \(steps 2, 4\)"):
+        train(Dummy(), CONFIG, tmp_path / "run")
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+
+
 def test_trainable_paths():
     assert trainable_paths(Dummy()) == ["head/bias", "head/kernel", "norm/bias", "norm/scale"]
 
@@ -176,10 +232,87 @@ def test_another_experiment_is_refused(straight):
         train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), straight)
 
 
+@pytest.fixture
+def restores_sigterm():
+    previous = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, previous)
+
+
+@pytest.mark.usefixtures("restores_sigterm")
+def test_sigterm_saves_and_ends(tmp_path, straight):
+    rare = replace(CONFIG, checkpoint_every=100)
+    with pytest.raises(PreemptedError, match=r"after step [123] of 4; the state is saved"):
+        train(Dummy(sigterm=0), rare, tmp_path)
+    (saved,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
+    assert [r["step"] for r in records(tmp_path)] == list(range(1, saved + 1))
+    resumed = exported(train(Dummy(), rare, tmp_path))
+    assert [r["loss"] for r in records(tmp_path)] == [r["loss"] for r in records(straight)]
+    for path, value in exported(straight / "model").items():
+        np.testing.assert_array_equal(value, resumed[path], err_msg=path)
+
+
+def test_sigterm_ends_as_before_outside_of_training(straight, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    train(Dummy(), replace(CONFIG, steps=1), tmp_path)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_finished_run_says_where_the_model_is(straight):
+    before = exported(straight / "model")
+    assert train(Dummy(), CONFIG, straight) == straight / "model"
+    assert before.keys() == exported(straight / "model").keys()
+
+
+@pytest.mark.parametrize("every", [2, 3, 100])
+def test_a_bad_state_is_never_saved(tmp_path, every):
+    config = replace(CONFIG, steps=6, log_every=100, checkpoint_every=every)
+    with pytest.raises(SammiError, match="step 3: the loss is not finite, on batch 2 of seed 0"):
+        train(Dummy(poison=2), config, tmp_path)
+    assert Checkpoints(tmp_path, 2).latest_step == (2 if every == 2 else None)
+
+
 def test_an_exploding_loss_stops(tmp_path):
-    with pytest.raises(SammiError, match="step 2: the loss is not finite"):
-        train(Dummy(poison=1), CONFIG, tmp_path)
-    assert Checkpoints(tmp_path, 2).latest_step is None
+    config = replace(CONFIG, steps=30, max_loss_ratio=50.0, checkpoint_every=20)
+    with pytest.raises(SammiError, match=r"step 26: the loss exploded to .* on batch 25 of seed 0"):
+        train(Dummy(large=25), config, tmp_path)
+    assert Checkpoints(tmp_path, 2).latest_step == 20
+    folder = train(Dummy(large=25), replace(config, max_loss_ratio=None), tmp_path)
+    assert folder.is_dir()
+
+
+def test_what_is_logged(tmp_path):
+    config = replace(CONFIG, steps=3, profile_steps=(2, 2))
+    train(Dummy(), config, tmp_path)
+    record = records(tmp_path)[-1]
+    assert record["learning_rate_x0.5"] == record["learning_rate"] / 2
+    assert 0.01 < record["peak_memory_gb"] < 100
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    with Image.open(tmp_path / "loss.png") as curves:
+        assert (np.asarray(curves) == (31, 119, 180)).all(axis=-1).sum() > 500
+
+
+def test_a_torn_log_line_is_dropped(tmp_path, straight):
+    shutil.copytree(straight, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    shutil.rmtree(tmp_path / "run" / "model")
+    with (tmp_path / "run" / "log.jsonl").open("a") as file:
+        file.write('{"step": 5, "lo')
+    train(Dummy(), CONFIG, tmp_path / "run")
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(Dummy(), replace(CONFIG, tensorboard=True), tmp_path)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    assert b"learning_rate_x0.5" in file.read_bytes()
+
+
+@pytest.mark.parametrize("steps", [(3,), (0, 2), (4, 3)])
+def test_a_profile_window_that_is_none(tmp_path, steps):
+    with pytest.raises(SammiError, match="profile_steps="):
+        train(Dummy(), replace(CONFIG, profile_steps=steps), tmp_path)
 
 
 def test_batch_indices():

@@ -1,0 +1,196 @@
+"""What one sees of a training run: progress bar, ``log.jsonl``, TensorBoard, a profile; and the
+guard that ends a run whose loss is not finite or explodes.
+
+In a job of several processes only process 0 writes.
+"""
+
+import json
+import os
+import resource
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from sammi_jax.errors import SammiError
+from sammi_jax.experiment import OptimConfig, TrainConfig
+from sammi_jax.state import Metrics
+
+LOG_FILE = "log.jsonl"
+MEDIAN_WINDOW = 100  # losses before a step, whose median the step's loss is compared with
+MEDIAN_MIN = 20  # fewer say nothing yet
+
+
+class Guard:
+    """Looks at every step's loss, some steps at a time: no step waits for the host."""
+
+    def __init__(self, config: TrainConfig):
+        self._config = config
+        self._pending: list[tuple[int, Metrics]] = []
+        self._losses: deque[float] = deque(maxlen=MEDIAN_WINDOW)
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Remember what a step gave, without waiting for it."""
+        self._pending.append((step, {name: metrics[name] for name in ("loss", "finite")}))
+
+    def check(self) -> None:
+        """Look at all steps since the last time; before anything of them is saved.
+
+        Raises:
+            SammiError: a loss, gradient or update is not finite, or the loss exploded.
+        """
+        steps = [step for step, _ in self._pending]
+        values = jax.device_get([metrics for _, metrics in self._pending])
+        self._pending.clear()
+        for step, value in zip(steps, values, strict=True):
+            self._check_one(step, float(value["loss"]), bool(value["finite"]))
+
+    def _check_one(self, step: int, loss: float, finite: bool) -> None:
+        batch = f"batch {step - 1} of seed {self._config.seed}"
+        if not finite:
+            raise SammiError(
+                f"step {step}: the loss is not finite, on {batch}; the checkpoints are from before "
+                "it; lower optim.peak_lr, or look at that batch"
+            )
+        limit = self._config.max_loss_ratio
+        usual = median(self._losses) if len(self._losses) >= MEDIAN_MIN else 0.0
+        if limit is not None and usual > 0 and loss > limit * usual:
+            raise SammiError(
+                f"step {step}: the loss exploded to {loss:.4g} from a median of {usual:.4g}, on "
+                f"{batch}; the checkpoints are from before it; lower optim.peak_lr, or raise "
+                "max_loss_ratio"
+            )
+        self._losses.append(loss)
+
+
+def rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
+    """Factors of the learning rate by group, named as in the log; empty where all are 1."""
+    factors = {f"learning_rate_x{scale:g}": scale for scale in scales.values() if scale != 1.0}
+    if config.muon_ratio is not None:
+        factors["learning_rate_muon"] = config.muon_ratio
+    return factors
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The records of a ``log.jsonl``; a line that a killed run left unfinished is none."""
+    records = []
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+class Log:
+    """Progress bar, ``log.jsonl`` and TensorBoard; records beyond the step resumed from go.
+
+    Raises:
+        SammiError: TensorBoard is asked for and its writer is not installed.
+    """
+
+    def __init__(self, workdir: Path, start: int, config: TrainConfig, factors: dict[str, float]):
+        self._main = jax.process_index() == 0
+        self._file, self._board = None, None
+        if self._main:
+            self._file = _open_log(workdir / LOG_FILE, start)
+            if config.tensorboard:
+                self._board = _open_tensorboard(workdir / "tensorboard", start)
+        self._batch_size = config.batch_size
+        self._factors = factors
+        self._bar = tqdm(
+            total=config.steps,
+            initial=start,
+            desc=config.task.kind,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._main,
+        )
+        self._step, self._time = start, time.perf_counter()
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the metrics of a step."""
+        now = time.perf_counter()
+        values = {name: float(value) for name, value in metrics.items() if name != "finite"}
+        values |= {name: values["learning_rate"] * by for name, by in self._factors.items()}
+        values["images_per_s"] = (step - self._step) * self._batch_size / (now - self._time)
+        values["peak_memory_gb"] = peak_memory() / 1e9
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        # tqdm's own fields say the steps per second and the time left
+        text = f"loss {values['loss']:.4g}, {values['images_per_s']:.0f} images/s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._step)
+        self._step, self._time = step, now
+
+    def close(self) -> None:
+        """Close the bar and the files."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_log(file: Path, start: int) -> Any:
+    kept = [json.dumps(record) + "\n" for record in read_log(file) if record["step"] <= start]
+    temporary = file.with_suffix(".partial")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, file)  # a run killed here loses no record
+    return file.open("a")
+
+
+def _open_tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SammiError(
+            "tensorboard=True needs the package tensorboardX: pip install 'sammi_jax[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def peak_memory() -> int:
+    """Most bytes in use so far: of the first local device, or of the process where none says."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats.get("peak_bytes_in_use", 1024 * in_kib)
+
+
+class Profile:
+    """JAX's profile of steps ``first`` to ``last``, for TensorBoard or xprof."""
+
+    def __init__(self, folder: Path, steps: tuple[int, ...] | None):
+        self._folder, self._running = folder, False
+        if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+            raise SammiError(
+                f"profile_steps={steps}: give the first and the last step, such as (10, 12)"
+            )
+        self._first, self._last = steps or (0, 0)
+
+    def before(self, step: int) -> None:
+        """Begin, where this is the first step of the window."""
+        if step == self._first:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """End, where this is the last step of the window, once the device is done with it."""
+        if self._running and step == self._last:
+            jax.block_until_ready(metrics)
+            self.close()
+
+    def close(self) -> None:
+        """Write what there is, where the run ends inside the window."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
