@@ -93,6 +93,7 @@ def forward_crops(
     token_ids: Int[Array, "t p l"],
     class_mask: Bool[Array, " t"],
     pooling_size: int,
+    remat: bool = False,
 ) -> SegmenterOutput:
     """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM."""
     config = model.config
@@ -104,10 +105,11 @@ def forward_crops(
     return model(
         clip_views(images, config.clip_size)[:, None],
         sam_input,
-        model.encode_text(token_ids),
+        model.encode_text(token_ids, remat),
         class_mask,
         layout=ViewLayout(config.aggregator.grid_size),
         pooling_size=pooling_size,
+        remat=remat,
     )
 
 

@@ -31,8 +31,14 @@ def abstract_params(make: Callable[[], nnx.Module]) -> dict[str, jax.ShapeDtypeS
     return _flat(nnx.state(nnx.eval_shape(make)))
 
 
-def build(make: Callable[[], M], params: Mapping[str, Any]) -> M:
+def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float32") -> M:
     """The module ``make()`` with ``params`` for its variables, without running its initialisation.
+
+    Args:
+        make: constructor.
+        params: all variables by path.
+        dtype: what the module's products compute in: its parameters are cast to it. Buffers and
+            scalars (temperatures) stay float32: they are cheap, and exactness matters there.
 
     Raises:
         SammiError: a path is missing, is unknown, or has another shape.
@@ -49,5 +55,11 @@ def build(make: Callable[[], M], params: Mapping[str, Any]) -> M:
     ]
     if wrong:
         raise SammiError(f"parameters do not fit the model: {'; '.join(sorted(wrong)[:8])}")
-    filled = {path: flat[path].replace(params[name]) for name, path in names.items()}
+
+    def value(name: str, variable: Any) -> Any:
+        array = params[name]
+        keep = dtype == "float32" or not isinstance(variable, nnx.Param) or array.ndim == 0
+        return array if keep else array.astype(dtype)
+
+    filled = {path: flat[path].replace(value(name, flat[path])) for name, path in names.items()}
     return nnx.merge(graphdef, nnx.from_flat_state(filled))

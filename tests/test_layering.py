@@ -7,16 +7,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "sammi_jax"
 LAYERS = [
-    {"typing", "errors", "files", "distributed"},
+    {"typing", "errors", "files", "distributed", "curves"},
     {"config"},
     {"ops"},
     {"layers"},
-    {"params"},
+    {"params", "flops"},
     {"models", "text", "losses"},
     {"functional", "kinds", "images", "segmentation"},
     {"folder", "inference", "data", "experiment"},
-    {"convert", "optim", "parallel", "state", "tasks", "checkpoint", "pipeline"},
+    {"convert", "optim", "parallel", "state", "tasks", "checkpoint", "pipeline", "watch"},
     {"evaluation", "loop"},
+    {"aot"},
     {"cli", "demo"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -104,6 +104,7 @@ class PatchEmbed(nnx.Module):
     def __call__(self, image: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
         """Embed each patch; height and width must be multiples of the patch size."""
         p = self.patch_size
+        image = image.astype(self.projection.kernel[...].dtype)  # pixels come in float32
         patches = rearrange(image, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         return self.projection(patches)
 

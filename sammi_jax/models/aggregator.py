@@ -7,6 +7,8 @@ up to rounding); classes may be absent (``class_mask``), which gives the present
 the reference gives for them alone; ``cost_skip`` [ours] adds the scaled raw cost to the logits.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
@@ -105,6 +107,7 @@ class Aggregator(nnx.Module):
 
     def embed(self, cost: Float[Array, "b h w t p"]) -> Float[Array, "b t h w c"]:
         """Embed each class's cost map with a 7 x 7 convolution over its templates."""
+        cost = cost.astype(self.embedding.kernel[...].dtype)  # cosines come in float32
         return self.embedding(rearrange(cost, "b h w t p -> b t h w p"))
 
     def project_text(self, text_features: Float[Array, "*b p d"]) -> Float[Array, "*b e"]:
@@ -143,6 +146,7 @@ class Aggregator(nnx.Module):
         decoder_guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]],
         class_mask: Bool[Array, " t"],
         pooling_size: int,
+        remat: bool = False,
     ) -> Float[Array, "b t h4 w4"]:
         """Aggregate the cost map to logits at four times its side.
 
@@ -157,6 +161,7 @@ class Aggregator(nnx.Module):
             class_mask: False where a slot holds no class; its logits are -100.
             pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
                 training and 1 in evaluation.
+            remat: make the maps of each stage again in the backward pass instead of keeping them.
         """
         batch, num_classes = cost.shape[0], cost.shape[3]
         mask = jnp.broadcast_to(class_mask, (batch, num_classes))
@@ -167,21 +172,27 @@ class Aggregator(nnx.Module):
             cost = jnp.take_along_axis(cost, chosen[:, None, None, :, None], axis=3)
             mask = jnp.take_along_axis(mask, chosen, axis=1)
             text = text[0][chosen]
-        logits = self._aggregate(cost, text, mask, appearance, decoder_guidance, pooling_size)
+        logits = self._aggregate(
+            cost, text, mask, appearance, decoder_guidance, pooling_size, remat
+        )
         if chosen is not None:
             shape = (batch, num_classes, *logits.shape[2:])
             absent = jnp.full(shape, ABSENT_LOGIT, logits.dtype)
             logits = absent.at[jnp.arange(batch)[:, None], chosen].set(logits)
         return logits
 
-    def _aggregate(self, cost, text, mask, appearance, decoder_guidance, pooling_size) -> Array:
+    def _aggregate(
+        self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat
+    ) -> Array:
+        stage = jax.checkpoint if remat else lambda module: module
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)
         for layer in self.layers:
-            x = layer.spatial(x, appearance)
-            x = layer.classes(x, text, mask, num_padding, pooling_size)
-        logits = self.decode(x, self.project_guidance(decoder_guidance))
+            x = stage(layer.spatial)(x, appearance)
+            classes = partial(layer.classes, pooling_size=pooling_size)
+            x = stage(classes)(x, text, mask, num_padding)
+        logits = stage(self.decode)(x, self.project_guidance(decoder_guidance))
         if self.config.cost_skip:
             raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
             size = (logits.shape[2], logits.shape[3])

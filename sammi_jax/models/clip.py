@@ -120,7 +120,7 @@ class ImageTower(nnx.Module):
         return self.projection(self.norm_post(tokens[:, 0]))
 
     def dense(
-        self, image: Float[Array, "b h w 3"], taps: tuple[int, int]
+        self, image: Float[Array, "b h w 3"], taps: tuple[int, int], remat: bool = False
     ) -> tuple[Float[Array, "b h2 w2 d"], tuple[Float[Array, "b h2 w2 c"], ...]]:
         """Features of every patch, and the outputs of the blocks in ``taps``."""
         last = self.config.num_layers - 1
@@ -129,7 +129,7 @@ class ImageTower(nnx.Module):
                 f"taps {taps}: the dense mode reads two of blocks 0 to {last - 1}, in order"
             )
         tokens, rows = self.embed(image)
-        tokens, tapped = self.transformer(tokens, num_layers=last, taps=taps)
+        tokens, tapped = self.transformer(tokens, num_layers=last, taps=taps, remat=remat)
         tokens = self.transformer.layer(-1).value_only(tokens)
         features = self.projection(self.norm_post(tokens))
         to_map = lambda x: rearrange(x[:, 1:], "b (h w) c -> b h w c", h=rows)  # noqa: E731
@@ -149,7 +149,7 @@ class TextTower(nnx.Module):
         self.norm_final = layer_norm(width, eps=config.eps, rngs=rngs)
         self.projection = linear(width, config.embed_dim, use_bias=False, rngs=rngs)
 
-    def __call__(self, token_ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
+    def __call__(self, token_ids: Int[Array, "b n"], remat: bool = False) -> Float[Array, "b d"]:
         """The text embedding, not normalised; the end-of-text token is the largest id of a row."""
         length = token_ids.shape[1]
         if length > self.config.context_length:
@@ -158,7 +158,7 @@ class TextTower(nnx.Module):
             )
         tokens = self.token_embedding[...][token_ids] + self.position_embedding[:length]
         causal = jnp.tril(jnp.ones((length, length), bool))
-        tokens, _ = self.transformer(tokens, causal)
+        tokens, _ = self.transformer(tokens, causal, remat=remat)
         end = jnp.argmax(token_ids, axis=1)
         feature = jnp.take_along_axis(tokens, end[:, None, None], axis=1)[:, 0]
         return self.projection(self.norm_final(feature))
@@ -185,7 +185,10 @@ class Clip(nnx.Module):
         return self.vision(image)
 
     def encode_dense(
-        self, image: Float[Array, "b h w 3"], taps: tuple[int, int] | None = None
+        self,
+        image: Float[Array, "b h w 3"],
+        taps: tuple[int, int] | None = None,
+        remat: bool = False,
     ) -> tuple[Float[Array, "b h2 w2 d"], tuple[Float[Array, "b h2 w2 c"], ...]]:
         """Embedding of every patch (CAT-Seg's dense mode), not normalised, and middle layers.
 
@@ -193,14 +196,15 @@ class Clip(nnx.Module):
             image: as for `encode_image`.
             taps: 0-based blocks whose output is returned too; default CAT-Seg's, at one and two
                 thirds of the depth (3 and 7 of 12, 7 and 15 of 24).
+            remat: make each block's inner values again in the backward pass.
 
         Raises:
             SammiError: the image's sides are no multiples of the patch size, or the tower has no
                 such blocks before its last.
         """
         layers = self.config.vision.num_layers
-        return self.vision.dense(image, taps or (layers // 3 - 1, 2 * layers // 3 - 1))
+        return self.vision.dense(image, taps or (layers // 3 - 1, 2 * layers // 3 - 1), remat)
 
-    def encode_text(self, token_ids: Int[Array, "b n"]) -> Float[Array, "b d"]:
+    def encode_text(self, token_ids: Int[Array, "b n"], remat: bool = False) -> Float[Array, "b d"]:
         """Embedding of zero-padded token rows (`text.tokenizer.Tokenizer`), not normalised."""
-        return self.text(token_ids)
+        return self.text(token_ids, remat)

@@ -63,8 +63,8 @@ class LowInjection(nnx.Module):
         """F_l' = F_l + zero_linear([intra, inter])."""
         b, n = valid.shape
         masks = _only_valid(masks, valid)
-        regions = mask_pool(masks, features)
-        intra = mask_spread(masks, regions)
+        regions = mask_pool(masks, features).astype(features.dtype)
+        intra = mask_spread(masks, regions).astype(features.dtype)
         cells = rearrange(features, "b h w d -> b (h w) d")
         may_attend = jnp.broadcast_to(valid[:, None, None, :], (b, 1, cells.shape[1], n))
         inter = self.attention(cells, regions, regions, may_attend)
@@ -95,7 +95,7 @@ class HighInjection(nnx.Module):
     ) -> Float[Array, "b h w c"]:
         """F' = F + zero_conv(gelu(conv3x3([HP(F), HP(F) * E]))), the zero convolution 1 x 1."""
         masks = _only_valid(masks, valid)
-        high = features - low_pass(features, masks)
+        high = features - low_pass(features, masks).astype(features.dtype)
         edges = boundary(masks).astype(features.dtype)[..., None]
         hidden = self.conv(jnp.concatenate([high, high * edges], axis=-1))
         change = self.out(ACTIVATIONS["gelu"](hidden))

@@ -98,13 +98,15 @@ class Sammi(nnx.Module):
             self.tspp = Tspp(masks.tspp, embed_dim, rngs=rngs)
         self.dmi = Dmi(masks.dmi, embed_dim, (first, second), aggregator.num_templates, rngs=rngs)
 
-    def encode_text(self, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
+    def encode_text(
+        self, token_ids: Int[Array, "t p l"], remat: bool = False
+    ) -> Float[Array, "t p d"]:
         """F_t: unit-length text embeddings of every class and template."""
-        return text_embeddings(self.clip, token_ids)
+        return text_embeddings(self.clip, token_ids, remat)
 
-    def encode_views(self, views: Float[Array, "n s s 3"]) -> ImageFeatures:
+    def encode_views(self, views: Float[Array, "n s s 3"], remat: bool = False) -> ImageFeatures:
         """F_l, F_h1 and F_h2 of CLIP-normalised square images (docs/catseg.md part a)."""
-        low, (tap1, tap2) = self.clip.encode_dense(views, self.config.taps)
+        low, (tap1, tap2) = self.clip.encode_dense(views, self.config.taps, remat)
         return ImageFeatures(low, (self.upsample1(tap1), self.upsample2(tap2)))
 
     def __call__(
@@ -116,6 +118,7 @@ class Sammi(nnx.Module):
         *,
         layout: ViewLayout,
         pooling_size: int,
+        remat: bool = False,
     ) -> SegmenterOutput:
         """Class logits of every view.
 
@@ -127,9 +130,10 @@ class Sammi(nnx.Module):
             class_mask: False for classes that only pad the axis.
             layout: how the views lie on the canvas.
             pooling_size: pooling of the class attention (training: the configuration's; else 1).
+            remat: in the backward pass make inner values again instead of keeping them.
         """
         b = views.shape[0]
-        features = self.encode_views(rearrange(views, "b v h w c -> (b v) h w c"))
+        features = self.encode_views(rearrange(views, "b v h w c -> (b v) h w c"), remat)
         tspp_logits = proposals = view_masks = None
         if self.config.masks is not None:
             if sam_input is None:
@@ -141,7 +145,7 @@ class Sammi(nnx.Module):
             )
             view_masks = cut_masks(proposals.masks, layout)
         logits = self._decode_views(
-            b, features, view_masks, proposals, text_features, class_mask, pooling_size
+            b, features, view_masks, proposals, text_features, class_mask, pooling_size, remat
         )
         if tspp_logits is not None:
             tspp_logits = rearrange(
@@ -220,6 +224,7 @@ class Sammi(nnx.Module):
         text_features: Array,
         class_mask: Array,
         pooling_size: int,
+        remat: bool,
     ) -> Float[Array, "b v t h w"]:
         """Injection, aggregation and decoder (sections 5 and 6), one view at a time."""
         by_view = jax.tree.map(lambda x: rearrange(x, "(b v) ... -> v b ...", b=b), features)
@@ -232,7 +237,7 @@ class Sammi(nnx.Module):
             if masks is not None:
                 valid = cast(MaskProposals, proposals).valid & masks.any(axis=(-2, -1))
                 cost, low, high = self._inject(cost, features, text_features, masks, valid)
-            return self.aggregator(cost, text_features, low, high, class_mask, pooling_size)
+            return self.aggregator(cost, text_features, low, high, class_mask, pooling_size, remat)
 
         if by_view.low.shape[0] == 1:
             logits = decode(jax.tree.map(lambda x: x[0], (by_view, masks)))[None]
@@ -272,9 +277,11 @@ def _passes(config: MaskFilterConfig, iou: Array, stability: Array, area: Array)
     )
 
 
-def text_embeddings(clip: Clip, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
+def text_embeddings(
+    clip: Clip, token_ids: Int[Array, "t p l"], remat: bool = False
+) -> Float[Array, "t p d"]:
     """Unit-length CLIP embeddings of every class and template."""
-    features = clip.encode_text(rearrange(token_ids, "t p l -> (t p) l"))
+    features = clip.encode_text(rearrange(token_ids, "t p l -> (t p) l"), remat)
     return rearrange(l2_normalize(features), "(t p) d -> t p d", p=token_ids.shape[1])
 
 

@@ -70,8 +70,9 @@ class Tspp(nnx.Module):
         """
         features, text_features = jax.lax.stop_gradient((features, text_features))
         classes = l2_normalize(text_features).mean(axis=1)
-        visual = l2_normalize(self.visual(features))
-        textual = l2_normalize(self.textual(classes))
+        # A large scale multiplies these cosines: they are float32 whatever the heads compute in.
+        visual = l2_normalize(self.visual(features).astype(jnp.float32))
+        textual = l2_normalize(self.textual(classes).astype(jnp.float32))
         return jnp.exp(self.log_scale[...]) * jnp.einsum("bhwd,td->bhwt", visual, textual)
 
     def calibrated(self, class_logits: Float[Array, "*b t"]) -> Float[Array, "*b t"]:

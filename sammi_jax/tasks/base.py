@@ -15,16 +15,12 @@ from sammi_jax.params import flat_params
 M = TypeVar("M", bound=nnx.Module)
 
 
-class Task(ABC, Generic[M]):
-    """A model, the rule for what of it trains, its batches and its loss."""
+class Rules(ABC, Generic[M]):
+    """A model, what of it trains, and its loss: all that a training step is made of."""
 
     @abstractmethod
     def make(self, rngs: nnx.Rngs) -> M:
         """A freshly initialised model."""
-
-    def initial_params(self, seed: int) -> dict[str, Any]:
-        """All parameters and buffers by path, at step 0. The same for the same seed."""
-        return flat_params(self.make(nnx.Rngs(seed)))
 
     def is_trainable(self, path: str) -> bool:
         """Whether the parameter trains (buffers never do)."""
@@ -37,6 +33,20 @@ class Task(ABC, Generic[M]):
         return 1.0
 
     @abstractmethod
+    def loss(
+        self, model: M, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss to minimise, and scalars for the log."""
+
+
+class Task(Rules[M]):
+    """Rules with data and files: what the training loop runs."""
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """All parameters and buffers by path, at step 0. The same for the same seed."""
+        return flat_params(self.make(nnx.Rngs(seed)))
+
+    @abstractmethod
     def batch(self, step: int) -> Batch:
         """This process's share of a step's batch, as numpy arrays.
 
@@ -47,12 +57,6 @@ class Task(ABC, Generic[M]):
         """The batches from a step on, without end; closing the iterator ends what makes them."""
         for step in itertools.count(start):
             yield self.batch(step)
-
-    @abstractmethod
-    def loss(
-        self, model: M, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss to minimise, and scalars for the log."""
 
     @abstractmethod
     def export(self, params: dict[str, Any], folder: Path) -> None:

@@ -27,7 +27,7 @@ from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.colour import jitter_colours
-from sammi_jax.tasks.base import Task
+from sammi_jax.tasks.base import Rules, Task
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
 from sammi_jax.typing import Int, NpArray
@@ -36,19 +36,70 @@ OTHER_CLASS = -1  # a pixel of a class that this step does not ask for: none of 
 _CLIP_TRAINS = ("query/kernel", "value/kernel")
 
 
-class SegmentTask(Task[Sammi]):
+class SegmentRules(Rules[Sammi]):
+    """Model, trainable part and loss: what a step is made of, without data or files.
+
+    Args:
+        task: the model and what is asked of it.
+        ignore_label: label of pixels without a class.
+        photographs: whether colours are jittered.
+    """
+
+    def __init__(self, task: SegmentConfig, ignore_label: int, photographs: bool):
+        self._task, self._ignore_label, self._photographs = task, ignore_label, photographs
+
+    def make(self, rngs: nnx.Rngs) -> Sammi:
+        """A fresh segmenter."""
+        return Sammi(self._task.model, rngs=rngs)
+
+    def is_trainable(self, path: str) -> bool:
+        """Of CLIP the query and value kernels, nothing of SAM, all the rest."""
+        if path.startswith("clip/"):
+            return path.endswith(_CLIP_TRAINS)
+        return not path.startswith("sam/")
+
+    def lr_scale(self, path: str) -> float:
+        """CLIP's kernels learn slower."""
+        return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
+
+    def loss(
+        self, model: Sammi, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
+        examples, masks = batch.examples, self._task.model.masks
+        token_ids = batch.shared["token_ids"]
+        class_mask = jnp.ones(token_ids.shape[0], bool)
+        pooling = self._task.model.aggregator.pooling_size
+        images = examples["images"].astype(jnp.float32)
+        if self._photographs:
+            images = jitter_colours(images, key)
+        output = forward_crops(model, images, token_ids, class_mask, pooling, self._task.remat)
+        labels = examples["labels"]
+        loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
+        metrics = {"segmentation_loss": loss}
+        if output.proposals is not None:
+            count = lambda valid: valid.sum(axis=-1).astype(jnp.float32).mean()  # noqa: E731
+            metrics["points"] = count(output.proposals.point_valid)
+            metrics["masks"] = count(output.proposals.valid)
+        if masks is not None and masks.tspp is not None and output.tspp_logits is not None:
+            logits = output.tspp_logits[:, 0]
+            metrics["tspp_loss"] = tspp_loss(logits, labels, class_mask, self._ignore_label)
+            loss = loss + masks.tspp.loss_weight * metrics["tspp_loss"]
+        return loss, metrics
+
+
+class SegmentTask(SegmentRules, Task[Sammi]):
     """A segmenter on label maps: OpenShapes' seen classes, or a prepared set."""
 
     def __init__(self, config: TrainConfig, task: SegmentConfig):
-        self._config, self._task = config, task
         if task.num_classes is not None and jax.process_count() > 1:
             raise SammiError(
                 "task.num_classes: which classes a step asks for depends on its labels, which the "
                 "processes do not share; leave it out (all classes) in a job of several processes"
             )
         dataset, transforms = _training_set(config, task)
-        self._photographs = bool(transforms)
-        self._ignore_label = dataset.ignore_label
+        super().__init__(task, dataset.ignore_label, photographs=bool(transforms))
+        self._config = config
         self._batches = batch_stream(
             dataset.source,
             transforms,
@@ -69,10 +120,6 @@ class SegmentTask(Task[Sammi]):
             return Tokenizer(openshapes.build_tokenizer())
         return Tokenizer.from_folder(folder)
 
-    def make(self, rngs: nnx.Rngs) -> Sammi:
-        """A fresh segmenter."""
-        return Sammi(self._task.model, rngs=rngs)
-
     def initial_params(self, seed: int) -> dict[str, Any]:
         """Fresh, then overlaid with the model folders that the configuration names."""
         params = super().initial_params(seed)
@@ -86,16 +133,6 @@ class SegmentTask(Task[Sammi]):
             folder = read_model(self._task.sam, ["sam"])
             _overlay(params, folder.params, "sam/", self._task.sam)
         return params
-
-    def is_trainable(self, path: str) -> bool:
-        """Of CLIP the query and value kernels, nothing of SAM, all the rest."""
-        if path.startswith("clip/"):
-            return path.endswith(_CLIP_TRAINS)
-        return not path.startswith("sam/")
-
-    def lr_scale(self, path: str) -> float:
-        """CLIP's kernels learn slower."""
-        return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
 
     def batch(self, step: int) -> Batch:
         """Images, labels among the classes that the step asks for, and these classes' tokens."""
@@ -126,31 +163,6 @@ class SegmentTask(Task[Sammi]):
             return np.arange(total)
         order = np.random.default_rng((self._config.seed, step)).permutation(total)
         return np.sort(order[np.argsort(~np.isin(order, labels), kind="stable")][:wanted])
-
-    def loss(
-        self, model: Sammi, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
-        examples, masks = batch.examples, self._task.model.masks
-        token_ids = batch.shared["token_ids"]
-        class_mask = jnp.ones(token_ids.shape[0], bool)
-        pooling = self._task.model.aggregator.pooling_size
-        images = examples["images"].astype(jnp.float32)
-        if self._photographs:
-            images = jitter_colours(images, key)
-        output = forward_crops(model, images, token_ids, class_mask, pooling)
-        labels = examples["labels"]
-        loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
-        metrics = {"segmentation_loss": loss}
-        if output.proposals is not None:
-            count = lambda valid: valid.sum(axis=-1).astype(jnp.float32).mean()  # noqa: E731
-            metrics["points"] = count(output.proposals.point_valid)
-            metrics["masks"] = count(output.proposals.valid)
-        if masks is not None and masks.tspp is not None and output.tspp_logits is not None:
-            logits = output.tspp_logits[:, 0]
-            metrics["tspp_loss"] = tspp_loss(logits, labels, class_mask, self._ignore_label)
-            loss = loss + masks.tspp.loss_weight * metrics["tspp_loss"]
-        return loss, metrics
 
     def export(self, params: dict[str, Any], folder: Path) -> None:
         """A catseg or sammi model folder with the tokenizer."""

@@ -86,8 +86,9 @@ class Sam(nnx.Module):
         if points is None and boxes is None:
             sparse = jnp.zeros((*given.shape[:2], 0, embeddings.shape[-1]), embeddings.dtype)
         else:
-            sparse = self.prompt_encoder.sparse(points, labels, boxes)
-        image_pe = self.prompt_encoder.image_pe()
+            # Positions are computed in float32 and then take the embedding's type.
+            sparse = self.prompt_encoder.sparse(points, labels, boxes).astype(embeddings.dtype)
+        image_pe = self.prompt_encoder.image_pe().astype(embeddings.dtype)
 
         def decode_one(image: Array, sparse: Array, mask: Array | None) -> tuple[Array, Array]:
             dense = self.prompt_encoder.dense(mask)
@@ -100,5 +101,5 @@ class Sam(nnx.Module):
             prompts,
             batch_size=min(PROMPT_CHUNK, given.shape[1]),
         )
-        low_res_masks, iou = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
+        low_res_masks, iou = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).astype(jnp.float32), out)
         return low_res_masks, iou

@@ -1,0 +1,49 @@
+"""FLOPs of a traced function: its matrix products and convolutions, loops unrolled."""
+
+from collections.abc import Callable, Iterator
+from math import prod
+from typing import Any
+
+import jax
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> float:
+    """Two for each multiply-add of ``function(*args)``; arguments may be shapes.
+
+    Products inside `jax.lax.scan` count once an iteration; inside a `jax.lax.while_loop`, whose
+    number of iterations no trace knows, once. Everything that is no product is left out.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += _product(equation) + times * sum(map(_count, _inner(equation)))
+    return total
+
+
+def _product(equation: Any) -> float:
+    out = prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return 2.0 * out * prod(shape[axis] for axis in contracted)
+    if equation.primitive.name == "conv_general_dilated":
+        kernel = equation.invars[1].aval.shape
+        out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+        return 2.0 * out * prod(kernel) / kernel[out_axis]
+    return 0.0
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs that an equation runs; of a choice by platform, the last (the default)."""
+    if equation.primitive.name == "cond":
+        yield equation.params["branches"][-1].jaxpr
+        return
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                yield inner
