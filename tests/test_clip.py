@@ -267,7 +267,7 @@ def test_encode_dense(clip, reference, rng, size):
 )
 def test_default_taps_are_those_of_catseg(monkeypatch, size, taps):
     clip = nnx.eval_shape(lambda: Clip(CLIP_SIZES[size], rngs=nnx.Rngs(0)))
-    monkeypatch.setattr(clip_module.ImageTower, "dense", lambda self, image, taps: taps)
+    monkeypatch.setattr(clip_module.ImageTower, "dense", lambda self, image, taps, remat: taps)
     assert clip.encode_dense(jnp.zeros((1, 8, 8, 3))) == taps
 
 
