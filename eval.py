@@ -9,6 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sammi_jax.cli.options import add_config_arguments
 from sammi_jax.distributed import add_arguments, join
 from sammi_jax.errors import SammiError
 
@@ -18,12 +19,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot."
     )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        required=True,
-        help="Python that defines `config`; its eval.* fields say how (docs/evaluation.md)",
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         "--checkpoint",
         metavar="DIR",
@@ -51,13 +47,6 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         required=True,
         type=Path,
         help="for results.json, results.md and pictures; call again with the same to resume",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=value",
-        help="change one field of the configuration; may be given several times",
     )
     add_arguments(parser)
     return parser.parse_args(arguments)

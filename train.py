@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from sammi_jax.cli.options import add_config_arguments
 from sammi_jax.distributed import EXIT_PREEMPTED, PreemptedError, add_arguments, join
 from sammi_jax.errors import SammiError
 
@@ -23,15 +24,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="Exit codes: 0 trained; 1 refused or stopped, with a message; 2 wrong use; "
         f"{EXIT_PREEMPTED} SIGTERM came and the state is saved: the same command goes on.",
     )
-    parser.add_argument("--config", required=True, help="a Python file that defines `config`")
+    add_config_arguments(parser)
     parser.add_argument("--workdir", required=True, type=Path, help="for checkpoints and the model")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=value",
-        help="change one field of the configuration; may be given several times",
-    )
     add_arguments(parser)
     return parser.parse_args(arguments)
 

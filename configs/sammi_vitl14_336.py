@@ -4,7 +4,8 @@ Command:   python train.py --config configs/sammi_vitl14_336.py --workdir runs/s
                --set task.segmenter=weights/catseg_l --set task.sam=weights/sam_vith \
                --set data.data_dir=data
 Data:      sammi datasets prepare coco_stuff_171 --source coco --data-dir data
-Hardware:  written for one TPU pod slice or GPU node; not run at this size by its authors
+Hardware:  written for one TPU pod slice or GPU node; not run at this size by its authors;
+           batch_size=4 is the reference's, and must be a multiple of the devices
 """
 
 from dataclasses import replace

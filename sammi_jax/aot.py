@@ -55,8 +55,9 @@ class Compiled:
         hbm: bytes that a chip has.
         model_flops: of the whole step's matrix products and convolutions, as traced: recomputation
             is left out, so that it does not count as use.
-        estimated_s: the compiler's estimate of the step's time; None where it gives none.
-        collectives: bytes that leave or enter a chip, by kind of collective.
+        estimated_s: the compiler's estimate of the step's time; None where it gives none. Whether
+            it counts each iteration of a loop is libtpu's affair and was not checked.
+        collectives: see `collective_bytes`.
         compile_s: seconds.
     """
 
@@ -217,8 +218,7 @@ def _placed(tree: Any, shardings: Any) -> Any:
 def collective_bytes(program: str) -> dict[str, int]:
     """Bytes of the results of each kind of collective in an HLO program, written once each.
 
-    A collective inside a loop runs more often than it is written; `docs/tpu.md` says what that
-    means for the figure.
+    A lower bound: a collective inside a loop runs more often than it is written.
     """
     total: Counter[str] = Counter()
     pattern = re.compile(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig, from_dict, to_dict
 from sammi_jax.errors import SammiError
+from sammi_jax.files import read_json
 
 C = TypeVar("C")
 
@@ -247,7 +248,7 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
     """
     file, values = workdir / "config.json", resolved(config)
     if file.is_file():
-        difference = _difference(json.loads(file.read_text()), values)
+        difference = _difference(read_json(file), values)
         if difference:
             raise SammiError(f"{workdir}: holds another experiment ({difference}); use another one")
     workdir.mkdir(parents=True, exist_ok=True)

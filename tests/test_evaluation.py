@@ -233,6 +233,9 @@ def test_resumes_to_the_bit(dataset, tmp_path):
     assert without_time(run(counted, tmp_path, save_every=1, identity=identity)) == expected
     assert 0 < len(counted.source.read) < len(SIZES)
     assert not file.exists()
+    file.write_bytes(saved[:100])
+    with pytest.raises(SammiError, match=r"pictures\.npz: damaged"):
+        run(counted, tmp_path, identity=identity)
     file.write_bytes(saved)
     counted.source.read.clear()
     other = run(counted, tmp_path, save_every=1, identity={"model": 2})

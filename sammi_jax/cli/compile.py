@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sammi_jax.cli.options import add_config_arguments
 from sammi_jax.errors import SammiError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "collectives and XLA's estimated step time. No weights, data or TPU are needed. The batch "
         "size is over all chips.",
     )
-    parser.add_argument("--config", required=True, help="a Python file that defines `config`")
+    add_config_arguments(parser)
     parser.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE", help="for example v5e:4x4, v5p:2x2x4"
     )
@@ -32,13 +33,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="FSDP,..xBATCH,..",
         help="several sizes of the fsdp axis and several batch sizes, as in 1,4x32,64; the "
         "fastest combination that fits is named",
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="a.b=value",
-        help="change one field of the configuration; may be given several times",
     )
     parser.set_defaults(run=run)
 

@@ -91,7 +91,12 @@ def evaluate(
         bar.update()
     bar.close()
     record = result_record(
-        dataset, vocabulary, to_host(totals), config.boundary, run.timing(totals)
+        dataset,
+        vocabulary,
+        to_host(totals),
+        boundary=config.boundary,
+        has_masks=predictor.config.masks is not None,
+        timing=run.timing(totals),
     )
     partial.remove()
     return record

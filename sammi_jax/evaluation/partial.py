@@ -4,12 +4,15 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.totals import Totals, from_arrays, to_arrays
+from sammi_jax.files import one_line
 
 
 class PartialResult:
@@ -46,6 +49,9 @@ class PartialResult:
         """The saved totals and how many batches they hold; ``start`` and 0 where there are none.
 
         The first process reads; the others are told.
+
+        Raises:
+            SammiError: the file is damaged.
         """
         found = self._read() if jax.process_index() == 0 else None
         totals, done = found or (start, 0)
@@ -56,10 +62,15 @@ class PartialResult:
     def _read(self) -> tuple[Totals, int] | None:
         if not self._file.is_file():
             return None
-        with np.load(self._file, allow_pickle=False) as arrays:
-            if str(arrays["identity"]) != self._identity:
-                return None
-            return from_arrays(dict(arrays)), int(arrays["batches_done"])
+        try:
+            with np.load(self._file, allow_pickle=False) as arrays:
+                if str(arrays["identity"]) != self._identity:
+                    return None
+                return from_arrays(dict(arrays)), int(arrays["batches_done"])
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise SammiError(
+                f"{self._file}: damaged ({one_line(error)}); delete it to evaluate anew"
+            ) from error
 
     def remove(self) -> None:
         """Forget it: the evaluation is done."""

@@ -41,13 +41,15 @@ def result_record(
     dataset: Dataset,
     vocabulary: Vocabulary,
     counts: Counts,
+    *,
     boundary: bool,
+    has_masks: bool,
     timing: dict[str, Any],
 ) -> dict[str, Any]:
     """All numbers of one data set, as JSON's types; None where there is no number.
 
-    Points and masks are means over the images. ``timing`` is of this run alone: the only part that
-    another run, or a resumed one, does not repeat to the bit.
+    Points and masks are means over the images, of a model that has masks. ``timing`` is of this run
+    alone: the only part that another run, or a resumed one, does not repeat to the bit.
     """
     confusion = np.asarray(counts.confusion)
     values = scores(confusion)
@@ -64,7 +66,6 @@ def result_record(
         found = per_class["boundary_iou"][~np.isnan(per_class["boundary_iou"])]
         values["boundary_miou"] = float(found.mean()) if found.size else float("nan")
     images = int(counts.images)
-    has_points = int(counts.points) > 0
     return {
         "dataset": dataset.name,
         "column": dataset.column,
@@ -72,8 +73,8 @@ def result_record(
         "num_images": images,
         "num_classes": dataset.num_classes,
         **{name: _number(value) for name, value in values.items()},
-        "points_per_image": int(counts.points) / images if has_points else None,
-        "masks_per_image": int(counts.masks) / images if has_points else None,
+        "points_per_image": int(counts.points) / images if has_masks else None,
+        "masks_per_image": int(counts.masks) / images if has_masks else None,
         "classes": _classes(dataset, vocabulary, confusion, per_class),
         "vocabulary_sha256": vocabulary_hash(vocabulary.class_names, vocabulary.merge),
         "timing": timing,
