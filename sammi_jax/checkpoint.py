@@ -1,5 +1,5 @@
-"""Training state on disk, by Orbax (v1): written in the background, whole or not at all, the last
-N kept.
+"""Training state on disk, by Orbax (v1): written in the background, whole or not at all; the last
+N and the best one are kept.
 
 A checkpoint holds what training changes: trainable parameters, optimizer state and the step; the
 order of the data follows from the step. Frozen parameters are read again from where they came
@@ -26,6 +26,7 @@ from sammi_jax.parallel import fetch
 from sammi_jax.state import TrainState
 
 DAMAGED_FOLDER = "checkpoints-damaged"
+SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says which is the best
 # What Orbax and tensorstore raise on files that are cut short or gone. A device that is out of
 # memory raises none of them.
 _UNREADABLE = (ValueError, KeyError, OSError)
@@ -56,7 +57,7 @@ class Checkpoints:
         self._screen()
         self._checkpointer = ocp.training.Checkpointer(
             str(self._directory),
-            preservation_policy=cast(Any, ocp.training.preservation_policies.LatestN(keep)),
+            preservation_policy=cast(Any, _keep(keep)),
             cleanup_tmp_directories=True,
         )
 
@@ -65,10 +66,17 @@ class Checkpoints:
         """Steps done at the newest checkpoint; None where there is none."""
         return None if self._checkpointer.latest is None else self._checkpointer.latest.step
 
-    def save(self, state: TrainState, frozen_digest: str) -> None:
+    def save(
+        self, state: TrainState, frozen_digest: str, scores: Mapping[str, float] | None = None
+    ) -> None:
         """Begin to write the state after ``state.step`` steps; the one before it is then complete.
 
         The arrays may be donated as soon as this returns.
+
+        Args:
+            state: what to write.
+            frozen_digest: of its frozen parameters.
+            scores: numbers of its evaluation, `SCORE` among them, if it was evaluated.
 
         Raises:
             SammiError: the save before this one failed.
@@ -78,7 +86,11 @@ class Checkpoints:
         if step == self.latest_step:
             return
         self._checkpointer.save_async(
-            step, _saved(state), force=True, custom_metadata={"frozen": frozen_digest}
+            step,
+            _saved(state),
+            force=True,
+            metrics=None if scores is None else dict(scores),
+            custom_metadata={"frozen": frozen_digest},
         )
 
     def wait(self) -> None:
@@ -123,6 +135,24 @@ class Checkpoints:
         if steps:
             raise self._all_damaged(steps)
         return state
+
+    def best(self, state: TrainState, frozen_digest: str) -> TrainState | None:
+        """The checkpoint with the best score, as `restore` gives it; None where none has a score.
+
+        Raises:
+            SammiError: it is damaged, or of another model.
+        """
+        scored = [found for found in self._checkpointer.checkpoints if found.metrics]
+        if not scored:
+            return None
+        step = max(scored, key=lambda found: (_score(found.metrics), found.step)).step
+        try:
+            return self._load(step, state, frozen_digest)
+        except _DamagedError as error:
+            raise SammiError(
+                f"{self._directory / str(step)}: the best checkpoint is damaged ({error}); delete "
+                "it, and the same command exports the next best"
+            ) from error
 
     def _load(self, step: int, state: TrainState, frozen_digest: str) -> TrainState:
         where = self._directory / str(step)
@@ -182,6 +212,16 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for what is being written and release Orbax's threads."""
         self._checkpointer.close()
+
+
+def _score(metrics: Any) -> float:
+    return float(metrics[SCORE])
+
+
+def _keep(latest: int) -> Any:
+    policies = ocp.training.preservation_policies
+    best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    return policies.AnyPreservationPolicy([policies.LatestN(latest), best])
 
 
 def _read_metadata(where: Path) -> Any:

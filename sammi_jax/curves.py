@@ -1,4 +1,4 @@
-"""Loss curves of a run as one picture, from its log."""
+"""Curves of a run's losses and validation scores as one picture, from its log."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +11,8 @@ _INK, _CURVE = (40, 40, 40), (31, 119, 180)
 
 
 def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
-    """Write a PNG with a panel for every loss in the records of a log."""
-    names = sorted({name for record in records for name in record if name.endswith("loss")})
+    """Write a PNG with a panel for every loss and every mIoU in the records of a log."""
+    names = sorted({name for record in records for name in record if _is_drawn(name)})
     if not names:  # the log was deleted
         return
     image = Image.new("RGB", (WIDTH, HEIGHT * len(names)), "white")
@@ -21,6 +21,10 @@ def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
         points = [(record["step"], record[name]) for record in records if name in record]
         _draw_panel(draw, row * HEIGHT, name, points)
     image.save(file)
+
+
+def _is_drawn(name: str) -> bool:
+    return name.endswith("loss") or name.partition("/")[0] == "miou"
 
 
 def _draw_panel(

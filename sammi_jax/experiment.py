@@ -99,6 +99,8 @@ class SegmentConfig(TaskConfig):
     sam: str | None = None  # model folder of the SAM to start from
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
+    # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
+    ignored_as_negative: bool = True
     # In the backward pass make the inner values of CLIP's blocks and of the aggregation's stages
     # again instead of keeping them: less memory for about a third more work.
     remat: bool = False
@@ -142,10 +144,18 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     steps: int = 80_000
     batch_size: int = 4  # over all devices
+    # Equal parts of a batch that a step works off one after the other, for memory. What a loss
+    # averages over is then a part: where weights differ from image to image (TSPP's loss with
+    # ignored pixels), or a loss compares images (CLIP's captions), that is not quite the same.
+    accumulate: int = 1
     seed: int = 0  # of initial weights, order and sampling
     log_every: int = 10
     checkpoint_every: int = 5000
-    keep: int = 2  # latest checkpoints
+    keep: int = 2  # latest checkpoints; the one with the best validation is kept besides
+    # Data sets, named as for eval.py, on which the model is evaluated every ``validate_every``
+    # steps (a multiple of checkpoint_every) and at the end, in the way that ``eval`` describes.
+    validation: tuple[str, ...] = ()
+    validate_every: int = 5000
     # [ours] A loss above this many times the median of the 100 before it ends the run; None: none.
     max_loss_ratio: float | None = 100.0
     tensorboard: bool = False  # event files in the work folder; needs sammi_jax[tensorboard]
@@ -234,6 +244,8 @@ _MAY_CHANGE = (
     "log_every",
     "checkpoint_every",
     "keep",
+    "validation",
+    "validate_every",
     "max_loss_ratio",
     "tensorboard",
     "profile_steps",

@@ -1,10 +1,27 @@
-"""FLOPs of a traced function: its matrix products and convolutions, loops unrolled."""
+"""FLOPs of a traced function (its products and convolutions, loops unrolled) and of devices."""
 
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
 import jax
+
+# Published peaks in bfloat16, dense, of one device, by what its ``device_kind`` begins with.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 80GB": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+    """FLOP/s in bfloat16 of this process's devices; None where they are not known."""
+    kind = jax.local_devices()[0].device_kind
+    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:

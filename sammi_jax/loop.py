@@ -1,10 +1,9 @@
 """The training loop: new or resumed state, steps, log, checkpoints, and the model at the end.
 
-Order within a step: train, look at the losses so far, log, save; a state that may be bad is never
-saved. docs/training.md says what a run does when it is stopped.
+Order within a step: train, look at the losses so far, log, evaluate, save; a state that may be bad
+is never saved. docs/training.md says what a run does when it is stopped.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from sammi_jax.data.loader import Batch, prefetch
 from sammi_jax.distributed import PreemptedError, Preemption, anywhere
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import TrainConfig, save_config
+from sammi_jax.flops import count_flops
 from sammi_jax.optim import make_optimizer, make_schedule
 from sammi_jax.parallel import (
     check_batch_size,
@@ -31,19 +31,21 @@ from sammi_jax.parallel import (
     replicated,
 )
 from sammi_jax.params import build
-from sammi_jax.state import Metrics, TrainState, make_train_step
+from sammi_jax.state import Metrics, Step, TrainState, describe, make_train_step
 from sammi_jax.tasks.base import Rules, Task
+from sammi_jax.validation import Validation
 from sammi_jax.watch import LOG_FILE, Guard, Log, Profile, rate_factors, read_log
 
-MODEL_FOLDER = "model"
-CURVES_FILE = "loss.png"
+MODEL_FOLDER, BEST_FOLDER = "model", "best"
+CURVES_FILE = "curves.png"
 
 
 def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
     """Train to ``config.steps``, resuming where ``workdir`` holds checkpoints.
 
     Returns:
-        The model folder that was written, ``workdir/model``.
+        The model folder that was written, ``workdir/model``; with ``config.validation`` the best
+        one is ``workdir/best``.
 
     Raises:
         SammiError: the experiment does not fit the devices or the folder, every checkpoint is
@@ -51,23 +53,25 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
         PreemptedError: SIGTERM came; the state is saved.
     """
     mesh = make_mesh(config.mesh)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.accumulate)
     _claim(workdir, config)
     with Preemption() as preemption:
         checkpoints = Checkpoints(workdir, config.keep)
         finished = checkpoints.latest_step == config.steps
         try:
             with jax.set_mesh(mesh):
-                state = _train(task, config, mesh, checkpoints, preemption, workdir)
+                validation = Validation(task, config, mesh, workdir)
+                run = _Run(task, config, mesh, workdir, checkpoints, validation, preemption)
+                last, best = run.last(), run.best()
         finally:
             checkpoints.close()  # whatever ends the run, what is being saved is completed
-        folder = workdir / MODEL_FOLDER
-        params = {path: fetch(value) for path, value in state.params.items()}
-        if jax.process_index() == 0 and not (finished and folder.exists()):
+        if jax.process_index() == 0 and not finished:
             draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
-            task.export(params, folder)
-        multihost_utils.sync_global_devices("the model is written")
-    return folder
+        for name, state in ((MODEL_FOLDER, last), (BEST_FOLDER, best)):
+            if state is not None:
+                _export(task, state, workdir / name, keep=finished)
+        multihost_utils.sync_global_devices("the models are written")
+    return workdir / MODEL_FOLDER
 
 
 def _claim(workdir: Path, config: TrainConfig) -> None:
@@ -82,30 +86,11 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
         raise refusal or SammiError(f"{workdir}: refused by process 0, whose message says why")
 
 
-def _train(
-    task: Task,
-    config: TrainConfig,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    preemption: Preemption,
-    workdir: Path,
-) -> TrainState:
-    schedule = make_schedule(config.optim, config.steps)
-    trainable = trainable_paths(task)
-    scales = {path: task.lr_scale(path) for path in trainable}
-    optimizer = make_optimizer(config.optim, schedule, scales)
-    state = new_state(task, trainable, optimizer, config.seed, mesh)
-    frozen_digest = digest(state.frozen)
-    state = checkpoints.restore(state, frozen_digest)
-    step = make_train_step(make_loss(task, config.compute_dtype), optimizer, schedule, config.seed)
-    log = Log(workdir, int(state.step), config, rate_factors(config.optim, scales))
-    save = lambda state: checkpoints.save(state, frozen_digest)  # noqa: E731
-    try:
-        state = _run(task, config, mesh, state, step, log, save, preemption, workdir)
-    finally:
-        log.close()
-    checkpoints.wait()
-    return state
+def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
+    """Write a model folder; ``keep``: not where there is one."""
+    params = {path: fetch(value) for path, value in state.params.items()}
+    if jax.process_index() == 0 and not (keep and folder.exists()):
+        task.export(params, folder)
 
 
 def trainable_paths(task: Rules) -> list[str]:
@@ -147,49 +132,112 @@ def make_loss(rules: Rules, dtype: str) -> Any:
     return loss
 
 
-def _run(
-    task: Task,
-    config: TrainConfig,
-    mesh: Mesh,
-    state: TrainState,
-    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
-    log: Log,
-    save: Callable[[TrainState], None],
-    preemption: Preemption,
-    workdir: Path,
-) -> TrainState:
-    start = int(state.step)
-    shardings = jax.tree.map(lambda array: array.sharding, state)
-    # The frozen part passes through: donating it too lets XLA alias it instead of copying it.
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
-    program = None  # compiled by hand: called as it is, jit compiles again for its own output
-    guard, profile = Guard(config), Profile(workdir / "profile", config.profile_steps)
-    made = task.batches(start)
-    batches = prefetch(lambda _: put_batch(next(made), mesh), range(start, config.steps))
-    try:
-        for number, batch in enumerate(batches, start + 1):
-            profile.before(number)
-            program = program or jitted.lower(state, batch).compile()
-            state, metrics = program(state, batch)
-            profile.after(number, metrics)
-            guard.add(number, metrics)
-            last = number == config.steps
-            stop = preemption.reached(number) and not last
-            saved = number % config.checkpoint_every == 0 or last or stop
-            logged = number == start + 1 or number % config.log_every == 0 or last or stop
-            if saved or logged:
-                guard.check()
-            if logged:
-                log.write(number, jax.device_get(metrics))
-            if saved:
-                save(state)
-            if stop:
-                raise PreemptedError(
-                    f"asked to end (SIGTERM) after step {number} of {config.steps}; the state is "
-                    "saved, and the same command goes on from there"
-                )
-    finally:
-        profile.close()
-        batches.close()
-        made.close()
-    return state
+class _Run:
+    """One run of training: the state, the step, and everything around it."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        mesh: Mesh,
+        workdir: Path,
+        checkpoints: Checkpoints,
+        validation: Validation,
+        preemption: Preemption,
+    ):
+        self._task, self._config, self._mesh, self._workdir = task, config, mesh, workdir
+        self._checkpoints, self._validation = checkpoints, validation
+        self._preemption = preemption
+        self._schedule = make_schedule(config.optim, config.steps)
+        trainable = trainable_paths(task)
+        self._scales = {path: task.lr_scale(path) for path in trainable}
+        self._optimizer = make_optimizer(config.optim, self._schedule, self._scales)
+        state = new_state(task, trainable, self._optimizer, config.seed, mesh)
+        self._frozen_digest = digest(state.frozen)
+        self._state = checkpoints.restore(state, self._frozen_digest)
+
+    def last(self) -> TrainState:
+        """The state after the last step; everything is saved."""
+        log = Log(
+            self._workdir,
+            int(self._state.step),
+            self._config,
+            rate_factors(self._config.optim, self._scales),
+        )
+        try:
+            log.say(describe(self._state))
+            self._steps(log)
+        finally:
+            log.close()
+        self._checkpoints.wait()
+        return self._state
+
+    def best(self) -> TrainState | None:
+        """The state with the best validation; None where there was none."""
+        if not self._config.validation:
+            return None
+        return self._checkpoints.best(self._state, self._frozen_digest)
+
+    def _step(self, task: Rules) -> Step:
+        loss = make_loss(task, self._config.compute_dtype)
+        config = self._config
+        return make_train_step(
+            loss, self._optimizer, self._schedule, config.seed, config.accumulate
+        )
+
+    def _compile(self, batch: Batch, log: Log) -> Step:
+        """The step for arguments of these shapes and shardings.
+
+        Compiled by hand: called as it is, jit compiles again for its own output.
+        """
+        if log.wants_flops:
+            log.flops = count_flops(self._step(self._task.without_remat()), self._state, batch)
+        shardings = jax.tree.map(lambda array: array.sharding, self._state)
+        # The frozen part passes through: donating it too lets XLA alias it instead of copying it.
+        jitted = jax.jit(
+            self._step(self._task),
+            donate_argnums=0,
+            out_shardings=(shardings, replicated(self._mesh)),
+        )
+        return jitted.lower(self._state, batch).compile()
+
+    def _steps(self, log: Log) -> None:
+        config, start = self._config, int(self._state.step)
+        program: Step | None = None
+        guard, profile = Guard(config), Profile(self._workdir / "profile", config.profile_steps)
+        made = self._task.batches(start)
+        batches = prefetch(lambda _: put_batch(next(made), self._mesh), range(start, config.steps))
+        try:
+            for number, batch in enumerate(log.waiting(batches), start + 1):
+                profile.before(number)
+                program = program or self._compile(batch, log)
+                self._state, metrics = program(self._state, batch)
+                profile.after(number, metrics)
+                guard.add(number, metrics)
+                self._after(number, metrics, guard, log, first=number == start + 1)
+        finally:
+            profile.close()
+            batches.close()
+            made.close()
+
+    def _after(self, number: int, metrics: Metrics, guard: Guard, log: Log, *, first: bool) -> None:
+        """What is due after a step: log, evaluation, checkpoint, the end that was asked for."""
+        config = self._config
+        last = number == config.steps
+        stop = self._preemption.reached(number) and not last
+        saved = number % config.checkpoint_every == 0 or last or stop
+        if not (saved or first or number % config.log_every == 0):
+            return
+        guard.check()
+        log.write(number, jax.device_get(metrics))
+        if saved:
+            scores = None
+            if self._validation.due(number) and not stop:
+                scores = self._validation(self._state.params, number)
+                log.add(number, scores)
+            self._checkpoints.save(self._state, self._frozen_digest, scores)
+        if stop:
+            raise PreemptedError(
+                f"asked to end (SIGTERM) after step {number} of {config.steps}; the state is "
+                "saved, and the same command goes on from there"
+            )

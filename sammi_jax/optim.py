@@ -14,6 +14,11 @@ import optax.contrib
 
 from sammi_jax.experiment import OptimConfig
 
+# Muon's Newton-Schulz coefficients and number of steps (Keller Jordan's). Given for every step:
+# optax then runs a loop, where its default writes every step out, and 60 matrices take 15 s more
+# to compile.
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
+
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: linear warm-up from zero, then half a cosine to zero at ``steps``."""
@@ -62,6 +67,7 @@ def _rule(
         return optax.adamw(rate, b2=config.b2, weight_decay=decay)
     return optax.contrib.muon(
         lambda step: config.muon_ratio * rate(step),
+        ns_coeffs=NEWTON_SCHULZ,
         weight_decay=decay,
         adam_b2=config.b2,
         adam_weight_decay=decay,

@@ -36,10 +36,19 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh((data, config.fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raise a `SammiError` where the batch cannot be split evenly over the mesh."""
-    if batch_size % mesh.size:
-        raise SammiError(f"batch_size={batch_size} is not a multiple of the {mesh.size} devices")
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Check that a batch splits evenly over the mesh, in ``accumulate`` parts.
+
+    Raises:
+        SammiError: it does not, or there is less than one part.
+    """
+    if accumulate < 1:
+        raise SammiError(f"accumulate={accumulate}: give the number of parts of a batch, from 1")
+    if batch_size % (mesh.size * accumulate):
+        parts = "" if accumulate == 1 else f" x accumulate={accumulate}"
+        raise SammiError(
+            f"batch_size={batch_size} is not a multiple of the {mesh.size} devices{parts}"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

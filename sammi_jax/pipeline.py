@@ -5,7 +5,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,11 @@ class _Compiled:
 
 
 def _tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        SammiError: it holds none.
+    """
     if model.tokenizer_path is None:
         raise SammiError(
             f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer, "
@@ -137,8 +142,10 @@ class _TextPrompted:
 
     config: SegmenterConfig
 
-    def __init__(self, folder: str | Path, model: ModelFolder, module: nnx.Module):
-        self._folder, self._model = folder, model
+    def __init__(
+        self, config: SegmenterConfig, module: nnx.Module, tokenizer: Callable[[], Tokenizer]
+    ):
+        self.config, self._tokenizer = config, tokenizer
         self._graphdef, state = nnx.split(module)
         self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], tuple[Array, Array]] = {}
@@ -189,9 +196,8 @@ class _TextPrompted:
         """
         names = tuple(class_names)
         if names not in self._texts:
-            tokenizer = _tokenizer(self._folder, self._model)
             length = self.config.clip.text.context_length
-            ids = tokenizer(prompts(names, self.config.template), length)
+            ids = self._tokenizer()(prompts(names, self.config.template), length)
             padding = -len(names) % _CLASS_BUCKET
             ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
             mask = jnp.arange(len(ids)) < len(names)
@@ -218,12 +224,26 @@ class _TextPrompted:
 
 
 class Segmenter(_TextPrompted):
-    """CAT-Seg or SAM-MI: pictures and class names in, label maps out."""
+    """CAT-Seg or SAM-MI: pictures and class names in, label maps out.
 
-    def __init__(self, folder: str | Path):
-        model = read_model(folder, ["catseg", "sammi"])
-        self.config = model.config
-        super().__init__(folder, model, build(model_maker(model.config), model.params))
+    Args:
+        config: of the model.
+        params: all its parameters and buffers by path.
+        tokenizer: called when texts are first read.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        params: Mapping[str, Any],
+        tokenizer: Callable[[], Tokenizer],
+    ):
+        super().__init__(config, build(model_maker(config), params), tokenizer)
+
+    def replace_params(self, params: Mapping[str, Any]) -> None:
+        """Take other parameters of the same shapes; what was compiled stays."""
+        _, state = nnx.split(build(model_maker(self.config), params))
+        self._state, self._texts = jax.device_put(state), {}
 
     def _embed(self, module: Sammi, token_ids: Array) -> Array:
         return module.encode_text(token_ids)
@@ -289,8 +309,11 @@ class ZeroShot(_TextPrompted):
 
     def __init__(self, folder: str | Path, config: SegmenterConfig):
         model = read_model(folder, ["clip"])
-        self.config = dataclasses.replace(config, clip=model.config, masks=None)
-        super().__init__(folder, model, build(model_maker(model.config), model.params))
+        super().__init__(
+            dataclasses.replace(config, clip=model.config, masks=None),
+            build(model_maker(model.config), model.params),
+            lambda: _tokenizer(folder, model),
+        )
 
     def _embed(self, module: Clip, token_ids: Array) -> Array:
         return text_embeddings(module, token_ids)
@@ -320,7 +343,7 @@ def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | Z
         SammiError: the folder is missing, damaged, or holds a SAM.
     """
     kind = describe(folder, ["catseg", "sammi", "clip"]).kind
-    return ZeroShot(folder, config) if kind == "clip" else Segmenter(folder)
+    return ZeroShot(folder, config) if kind == "clip" else load(folder)
 
 
 def load(folder: str | Path) -> Segmenter:
@@ -329,7 +352,8 @@ def load(folder: str | Path) -> Segmenter:
     Raises:
         SammiError: the folder is missing, damaged, or holds another kind of model.
     """
-    return Segmenter(folder)
+    model = read_model(folder, ["catseg", "sammi"])
+    return Segmenter(model.config, model.params, lambda: _tokenizer(folder, model))
 
 
 def load_clip(folder: str | Path) -> ClipModel:

@@ -9,18 +9,21 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from tqdm import tqdm
 
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OptimConfig, TrainConfig
+from sammi_jax.flops import peak_flops
 from sammi_jax.state import Metrics
+
+T = TypeVar("T")
 
 LOG_FILE = "log.jsonl"
 MEDIAN_WINDOW = 100  # losses before a step, whose median the step's loss is compared with
@@ -90,6 +93,9 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 class Log:
     """Progress bar, ``log.jsonl`` and TensorBoard; records beyond the step resumed from go.
 
+    Attributes:
+        flops: of one step over all devices, for the MFU; None: there is none.
+
     Raises:
         SammiError: TensorBoard is asked for and its writer is not installed.
     """
@@ -103,6 +109,7 @@ class Log:
                 self._board = _open_tensorboard(workdir / "tensorboard", start)
         self._batch_size = config.batch_size
         self._factors = factors
+        self.flops: float | None = None
         self._bar = tqdm(
             total=config.steps,
             initial=start,
@@ -111,26 +118,62 @@ class Log:
             dynamic_ncols=True,
             disable=not self._main,
         )
-        self._step, self._time = start, time.perf_counter()
+        self._step = start
+        self._restart()
+
+    @property
+    def wants_flops(self) -> bool:
+        """Whether there is a peak to compare with: that of this device is known."""
+        return peak_flops() is not None
+
+    def _restart(self) -> None:
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._main:
+            tqdm.write(line)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; how long each let the loop wait is recorded."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - began
+            yield batch
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Record the metrics of a step."""
-        now = time.perf_counter()
+        seconds, steps = time.perf_counter() - self._began, step - self._step
         values = {name: float(value) for name, value in metrics.items() if name != "finite"}
         values |= {name: values["learning_rate"] * by for name, by in self._factors.items()}
-        values["images_per_s"] = (step - self._step) * self._batch_size / (now - self._time)
+        values["images_per_s"] = steps * self._batch_size / seconds
+        values["data_wait"] = self._waited / seconds
         values["peak_memory_gb"] = peak_memory() / 1e9
+        text = f"loss {values['loss']:.4g}, {values['images_per_s']:.3g} images/s"
+        peak = peak_flops()
+        if self.flops is not None and peak is not None:
+            values["mfu"] = self.flops * steps / (seconds * peak * jax.device_count())
+            text += f", MFU {values['mfu']:.1%}"
+        # tqdm's own fields say the steps per second and the time left
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(steps)
+        self._step = step
+        self.add(step, values)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Record more numbers of a step. The time since `write` does not count as training."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        # tqdm's own fields say the steps per second and the time left
-        text = f"loss {values['loss']:.4g}, {values['images_per_s']:.0f} images/s"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._step)
-        self._step, self._time = step, now
+        self._restart()
 
     def close(self) -> None:
         """Close the bar and the files."""

@@ -16,7 +16,9 @@ LAYERS = [
     {"functional", "kinds", "images", "segmentation"},
     {"folder", "inference", "data", "experiment"},
     {"convert", "optim", "parallel", "state", "tasks", "checkpoint", "pipeline", "watch"},
-    {"evaluation", "loop"},
+    {"evaluation"},
+    {"validation"},
+    {"loop"},
     {"aot"},
     {"cli", "demo"},
 ]

@@ -288,7 +288,7 @@ def test_what_is_logged(tmp_path):
     assert record["learning_rate_x0.5"] == record["learning_rate"] / 2
     assert 0.01 < record["peak_memory_gb"] < 100
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    with Image.open(tmp_path / "loss.png") as curves:
+    with Image.open(tmp_path / "curves.png") as curves:
         assert (np.asarray(curves) == (31, 119, 180)).all(axis=-1).sum() > 500
 
 

@@ -54,52 +54,73 @@ def evaluate(
     workdir: Path,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
-    """All numbers of one data set, as JSON's types.
+    """All numbers of one data set, as JSON's types: `Evaluation`, once."""
+    return Evaluation(predictor, dataset, config, mesh)(workdir, identity)
+
+
+class Evaluation:
+    """A model over a data set; called again after the model changed, nothing is compiled again.
 
     Args:
         predictor: the model.
         dataset: the labelled images.
         config: batch size, augmentation, background, output.
-        mesh: the devices; every process of a job calls this with the same arguments.
-        workdir: for pictures, and for what an interrupted evaluation resumes from.
-        identity: what tells this evaluation from another one of the same data set (JSON's types).
+        mesh: the devices; every process of a job makes and calls this with the same arguments.
 
     Raises:
-        SammiError: a batch that the devices do not divide, an image whose label has another size or
-            an unknown value, a canvas that does not fit the windows.
+        SammiError: a batch that the devices do not divide, a canvas that does not fit the windows.
     """
-    check_batch_size(config.batch_size, mesh)
-    variants = make_variants(predictor.config, config)
-    vocabulary = choose_vocabulary(dataset, config)
-    plan = plan_batches(image_sizes(dataset), config.batch_size, config.max_buckets)
-    partial = PartialResult(
-        workdir / "partial" / f"{dataset.name.replace('/', '_')}.npz",
-        identity | {"batches": [[list(b.shape), list(b.indices)] for b in plan]},
-    )
-    run = _Run(predictor, dataset, config, vocabulary, variants, mesh)
-    totals, done = partial.load(zero_totals(dataset.num_classes))
-    totals = jax.device_put(totals, replicated(mesh))
-    pictures = Pictures(workdir, dataset, config)
-    make = lambda k: run.read(plan[k])  # noqa: E731
-    batches = prefetch(make, range(done, len(plan)))
-    bar = tqdm(total=len(plan), initial=done, desc=dataset.name, unit="batch", disable=None)
-    for number, batch in enumerate(batches, done + 1):
-        totals, prediction, proposals = run.step(totals, plan[number - 1], batch)
-        pictures.add(batch.examples, prediction, proposals)
-        if number % config.save_every == 0 and number < len(plan):
-            partial.save(totals, number)
-        bar.update()
-    bar.close()
-    record = result_record(
-        dataset,
-        vocabulary,
-        to_host(totals),
-        boundary=config.boundary,
-        has_masks=predictor.config.masks is not None,
-        timing=run.timing(totals),
-    )
-    partial.remove()
-    return record
+
+    def __init__(self, predictor: Predictor, dataset: Dataset, config: EvalConfig, mesh: Mesh):
+        check_batch_size(config.batch_size, mesh)
+        self._predictor, self._dataset, self._config = predictor, dataset, config
+        self._mesh = mesh
+        variants = make_variants(predictor.config, config)
+        self._vocabulary = choose_vocabulary(dataset, config)
+        self._plan = plan_batches(image_sizes(dataset), config.batch_size, config.max_buckets)
+        self._run = _Run(predictor, dataset, config, self._vocabulary, variants, mesh)
+
+    def __call__(self, workdir: Path, identity: dict[str, Any]) -> dict[str, Any]:
+        """All numbers, as JSON's types.
+
+        Args:
+            workdir: for pictures, and for what an interrupted evaluation resumes from.
+            identity: what tells this evaluation from another one of the same data set (JSON's
+                types).
+
+        Raises:
+            SammiError: an image whose label has another size or an unknown value.
+        """
+        dataset, config, plan, run = self._dataset, self._config, self._plan, self._run
+        partial = PartialResult(
+            workdir / "partial" / f"{dataset.name.replace('/', '_')}.npz",
+            identity | {"batches": [[list(b.shape), list(b.indices)] for b in plan]},
+        )
+        totals, done = partial.load(zero_totals(dataset.num_classes))
+        totals = jax.device_put(totals, replicated(self._mesh))
+        pictures = Pictures(workdir, dataset, config)
+        run.begin()
+        batches = prefetch(lambda k: run.read(plan[k]), range(done, len(plan)))
+        bar = tqdm(
+            total=len(plan), initial=done, desc=dataset.name, unit="batch", disable=None, leave=None
+        )
+        for number, batch in enumerate(batches, done + 1):
+            totals, prediction, proposals = run.step(totals, plan[number - 1], batch)
+            pictures.add(batch.examples, prediction, proposals)
+            if number % config.save_every == 0 and number < len(plan):
+                partial.save(totals, number)
+            bar.update()
+        bar.close()
+        record = result_record(
+            dataset,
+            self._vocabulary,
+            to_host(totals),
+            boundary=config.boundary,
+            has_masks=self._predictor.config.masks is not None,
+            timing=run.timing(totals),
+        )
+        partial.remove()
+        return record
 
 
 def make_variants(model: SegmenterConfig, config: EvalConfig) -> list[Variant]:
@@ -145,9 +166,7 @@ class _Run:
     ):
         self._predictor, self._dataset, self._config = predictor, dataset, config
         self._vocabulary, self._variants, self._mesh = vocabulary, variants, mesh
-        put = lambda tree: jax.device_put(tree, replicated(mesh))  # noqa: E731
-        self._state = put(predictor.state)
-        self._features, self._mask = put(predictor.text_features(vocabulary.class_names))
+        self.begin()
         self._network = make_network(predictor, variants, mesh)
         self._readout = make_readout(
             predictor,
@@ -164,6 +183,14 @@ class _Run:
         )
         self._compiled: dict[Any, Any] = {}
         self._sides = self._canvas_sides()
+
+    def begin(self) -> None:
+        """Take the model as it is now, and start the clock."""
+        put = lambda tree: jax.device_put(tree, replicated(self._mesh))  # noqa: E731
+        self._state = put(self._predictor.state)
+        self._features, self._mask = put(
+            self._predictor.text_features(self._vocabulary.class_names)
+        )
         self._compile_s, self._images, self._began = 0.0, 0, time.perf_counter()
 
     def _canvas_sides(self) -> list[int]:

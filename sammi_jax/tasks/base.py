@@ -2,7 +2,7 @@
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from sammi_jax.data.loader import Batch
+from sammi_jax.errors import SammiError
 from sammi_jax.params import flat_params
 
 M = TypeVar("M", bound=nnx.Module)
@@ -31,6 +32,10 @@ class Rules(ABC, Generic[M]):
         """Factor of the learning rate of a trainable parameter."""
         del path
         return 1.0
+
+    def without_remat(self) -> "Rules[M]":
+        """The same rules, computing nothing twice: for counting the work that a step needs."""
+        return self
 
     @abstractmethod
     def loss(
@@ -57,6 +62,14 @@ class Task(Rules[M]):
         """The batches from a step on, without end; closing the iterator ends what makes them."""
         for step in itertools.count(start):
             yield self.batch(step)
+
+    def predictor(self, params: Mapping[str, Any]) -> Any:
+        """The model with these parameters, as `evaluation.evaluator` wants it.
+
+        Raises:
+            SammiError: the task makes no label maps.
+        """
+        raise SammiError(f"{type(self).__name__} makes no label maps to evaluate")
 
     @abstractmethod
     def export(self, params: dict[str, Any], folder: Path) -> None:

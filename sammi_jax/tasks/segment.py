@@ -4,8 +4,9 @@ Rules of training: CAT-Seg's (docs/catseg.md part e). CLIP's query and value ker
 hundredth of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +28,7 @@ from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.colour import jitter_colours
+from sammi_jax.pipeline import Segmenter
 from sammi_jax.tasks.base import Rules, Task
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
@@ -62,6 +64,10 @@ class SegmentRules(Rules[Sammi]):
         """CLIP's kernels learn slower."""
         return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
 
+    def without_remat(self) -> Rules[Sammi]:
+        """The same model and loss, keeping inner values."""
+        return SegmentRules(replace(self._task, remat=False), self._ignore_label, self._photographs)
+
     def loss(
         self, model: Sammi, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -75,7 +81,13 @@ class SegmentRules(Rules[Sammi]):
             images = jitter_colours(images, key)
         output = forward_crops(model, images, token_ids, class_mask, pooling, self._task.remat)
         labels = examples["labels"]
-        loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
+        loss = segmentation_loss(
+            output.logits[:, 0],
+            labels,
+            class_mask,
+            self._ignore_label,
+            self._task.ignored_as_negative,
+        )
         metrics = {"segmentation_loss": loss}
         if output.proposals is not None:
             count = lambda valid: valid.sum(axis=-1).astype(jnp.float32).mean()  # noqa: E731
@@ -163,6 +175,10 @@ class SegmentTask(SegmentRules, Task[Sammi]):
             return np.arange(total)
         order = np.random.default_rng((self._config.seed, step)).permutation(total)
         return np.sort(order[np.argsort(~np.isin(order, labels), kind="stable")][:wanted])
+
+    def predictor(self, params: Mapping[str, Any]) -> Segmenter:
+        """The segmenter."""
+        return Segmenter(self._task.model, params, lambda: self._tokenizer)
 
     def export(self, params: dict[str, Any], folder: Path) -> None:
         """A catseg or sammi model folder with the tokenizer."""
