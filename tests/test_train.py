@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from dataclasses import dataclass, replace
 
 import jax
@@ -18,6 +19,7 @@ from sammi_jax.data.loader import Batch, batch_indices, prefetch
 from sammi_jax.distributed import PreemptedError
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import MeshConfig, OptimConfig, TaskConfig, TrainConfig
+from sammi_jax.flops import PEAK_FLOPS
 from sammi_jax.layers import Buffer, layer_norm, linear
 from sammi_jax.loop import train, trainable_paths
 from sammi_jax.tasks.base import Task
@@ -151,6 +153,32 @@ def test_resume_on_another_mesh(tmp_path, straight, monkeypatch):
         np.testing.assert_allclose(value, expected[path], rtol=2e-5, atol=2e-6, err_msg=path)
 
 
+class Plain(Dummy):
+    """Without noise: its loss is a mean over the batch."""
+
+    def batch(self, step):
+        rng = np.random.default_rng(step)
+        x = rng.normal(size=(32, 5)).astype(np.float32)
+        return Batch({"x": x, "y": x[:, :3] ** 2}, {"weight": np.float32([1.0, 2.0, 3.0])})
+
+    def loss(self, model, batch, key):
+        x, y = batch.examples["x"], batch.examples["y"]
+        return (batch.shared["weight"] * (model(x) - y) ** 2).mean(), {"first": x[:, 0].mean()}
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=8)])
+def test_parts_of_a_batch_add_up(tmp_path, mesh):
+    """Four parts of a batch of 32 on 8 devices: the same losses, metrics and parameters."""
+    config = replace(CONFIG, batch_size=32, mesh=mesh)
+    whole = exported(train(Plain(), config, tmp_path / "whole"))
+    parts = exported(train(Plain(), replace(config, accumulate=4), tmp_path / "parts"))
+    for path, value in whole.items():
+        np.testing.assert_allclose(value, parts[path], rtol=2e-5, atol=2e-6, err_msg=path)
+    for name in ("loss", "first", "grad_norm"):
+        a, b = ([r[name] for r in records(tmp_path / run)] for run in ("whole", "parts"))
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 def test_keeps_the_latest(tmp_path):
     train(Dummy(), replace(CONFIG, checkpoint_every=1, keep=2), tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["3", "4"]
@@ -220,6 +248,9 @@ def test_other_frozen_weights_are_refused(straight):
         ({"batch_size": 12}, "batch_size=12"),
         ({"mesh": MeshConfig(fsdp=3)}, "mesh.fsdp=3"),
         ({"mesh": MeshConfig(data=3, fsdp=2)}, "mesh.data=3"),
+        ({"batch_size": 24, "accumulate": 2}, "batch_size=24 .* 8 devices x accumulate=2"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"validation": ("os48/val_seen",)}, "a dummy experiment makes no label maps"),
     ],
 )
 def test_what_does_not_fit_the_devices(tmp_path, change, message):
@@ -290,6 +321,55 @@ def test_what_is_logged(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     with Image.open(tmp_path / "curves.png") as curves:
         assert (np.asarray(curves) == (31, 119, 180)).all(axis=-1).sum() > 500
+
+
+def test_work_is_put_in_relation_to_the_devices(tmp_path, monkeypatch):
+    """MFU = FLOPs of the step's products / time / peak; and how long the loop waited for data."""
+
+    class Slow(Dummy):
+        def batch(self, step):
+            time.sleep(0.3)
+            return super().batch(step)
+
+    monkeypatch.setitem(PEAK_FLOPS, jax.local_devices()[0].device_kind, 1e9)
+    train(Slow(), replace(CONFIG, steps=8, log_every=4), tmp_path)
+    record = records(tmp_path)[-1]
+    # forward 2 x 8 x (5 x 8 + 8 x 3); backward: the head's kernel and its input
+    flops = 2 * 8 * (5 * 8 + 8 * 3) + 2 * (2 * 8 * 8 * 3)
+    per_second = record["images_per_s"] / 8 * flops
+    assert record["mfu"] == pytest.approx(per_second / (1e9 * jax.device_count()), rel=1e-6)
+    assert 0.5 < record["data_wait"] <= 1.0
+
+
+class Scored:
+    """A validation whose scores are given, by step; it keeps the parameters that it was shown."""
+
+    def __init__(self, scores):
+        self.scores, self.seen = scores, {}
+
+    def due(self, step):
+        return step in self.scores
+
+    def __call__(self, params, step):
+        self.seen[step] = jax.tree.map(np.asarray, params)
+        return {"miou": self.scores[step], "miou/some set": self.scores[step]}
+
+
+def test_the_best_checkpoint_is_kept_and_exported(tmp_path, straight, monkeypatch):
+    validation = Scored({1: 0.2, 2: 0.7, 3: 0.4, 4: 0.5})
+    monkeypatch.setattr("sammi_jax.loop.Validation", lambda *_: validation)
+    config = replace(CONFIG, checkpoint_every=1, keep=1, validation=("some set",))
+    with pytest.raises(KeyboardInterrupt):
+        train(Dummy(fail_at=3), config, tmp_path)
+    last = exported(train(Dummy(), config, tmp_path))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["2", "4"]
+    best = exported(tmp_path / "best")
+    for path, value in exported(straight / "model").items():
+        np.testing.assert_array_equal(value, last[path], err_msg=path)
+        np.testing.assert_array_equal(best[path], validation.seen[2][path.replace(".", "/")])
+    assert not np.array_equal(best["head.kernel"], last["head.kernel"])
+    logged = [(r["step"], r["miou"]) for r in records(tmp_path) if "miou" in r]
+    assert logged == list(validation.scores.items())
 
 
 def test_a_torn_log_line_is_dropped(tmp_path, straight):
