@@ -1,0 +1,15 @@
+r"""Ablation of configs/sammi_vitb16.py: no context of masks in the dense features and the cost map.
+
+Command:   python train.py --config configs/sammi_vitb16_no_low.py --workdir runs/no_low \
+               --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
+               --set data.data_dir=data
+Hardware:  as configs/sammi_vitb16.py; not run at this size by its authors
+"""
+
+from pathlib import Path
+
+from sammi_jax.experiment import load_config
+
+config = load_config(
+    Path(__file__).with_name("sammi_vitb16.py"), ["task.model.masks.dmi.low=False"]
+)
