@@ -25,11 +25,45 @@ from sammi_jax.files import one_line
 from sammi_jax.parallel import fetch
 from sammi_jax.state import TrainState
 
+CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "checkpoints-damaged"
 SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says which is the best
 # What Orbax and tensorstore raise on files that are cut short or gone. A device that is out of
 # memory raises none of them.
 _UNREADABLE = (ValueError, KeyError, OSError)
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a work folder, ascending; those being written are none."""
+    found = (workdir / CHECKPOINTS_FOLDER).glob("*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
+def read_trained(
+    workdir: Path, step: int, trainable: Mapping[str, jax.ShapeDtypeStruct], frozen_digest: str
+) -> dict[str, Any]:
+    """The trainable parameters of one checkpoint; the folder, whose run may go on, is only read.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint.
+        trainable: their shapes by path.
+        frozen_digest: of the frozen parameters.
+
+    Raises:
+        SammiError: no such checkpoint, or one that is damaged or of another model.
+    """
+    where = workdir / CHECKPOINTS_FOLDER / str(step)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        found = _read_metadata(where)
+        _check_shapes(found.metadata["trainable"], dict(trainable), where)
+        _check_frozen(found, frozen_digest, where)
+        with context:
+            return cast(Any, ocp.load(str(where), {"trainable": dict(trainable)}))["trainable"]
+    except (_DamagedError, *_UNREADABLE) as error:
+        raise SammiError(f"{where}: damaged ({one_line(error)}); take another step") from error
 
 
 def digest(params: Mapping[str, Any]) -> str:
@@ -53,7 +87,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, keep: int):
-        self._directory = workdir.absolute() / "checkpoints"
+        self._directory = workdir.absolute() / CHECKPOINTS_FOLDER
         self._screen()
         self._checkpointer = ocp.training.Checkpointer(
             str(self._directory),
@@ -161,10 +195,7 @@ class Checkpoints:
         )
         found = _read_metadata(where)
         _check_shapes(found.metadata, abstract, where)
-        if found.custom_metadata != {"frozen": frozen_digest}:
-            raise SammiError(
-                f"{where}: was trained with other frozen weights than the config names"
-            )
+        _check_frozen(found, frozen_digest, where)
         try:
             saved = self._checkpointer.load(step, abstract)
         except _UNREADABLE as error:
@@ -175,7 +206,7 @@ class Checkpoints:
 
     def _screen(self) -> None:
         """Move away what has no readable metadata: Orbax's own start fails on some of it."""
-        steps = [int(path.name) for path in self._directory.glob("*") if path.name.isdecimal()]
+        steps = checkpoint_steps(self._directory.parent)
         damaged: dict[int, str] = {}
         for step in steps:
             try:
@@ -233,6 +264,11 @@ def _read_metadata(where: Path) -> Any:
     if not found.metadata or not found.custom_metadata:
         raise _DamagedError("its metadata has gaps")
     return found
+
+
+def _check_frozen(found: Any, frozen_digest: str, where: Path) -> None:
+    if found.custom_metadata != {"frozen": frozen_digest}:
+        raise SammiError(f"{where}: was trained with other frozen weights than the config names")
 
 
 def _check_shapes(found: Any, expected: Any, where: Path) -> None:

@@ -269,6 +269,23 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
     os.replace(temporary, file)  # a run that is killed here leaves the old file or the new one
 
 
+def read_run_config(workdir: Path) -> TrainConfig:
+    """The experiment that a work folder holds, from its ``config.json``.
+
+    Raises:
+        SammiError: the file is missing, or is not what `save_config` wrote.
+    """
+    values = read_json(workdir / "config.json")
+    kinds = {task.kind: task for task in (CaptionConfig, PromptConfig, SegmentConfig)}
+    task = kinds.get(values.pop("kind", None))
+    if task is None:
+        raise SammiError(f"{workdir / 'config.json'}: not the configuration of a training run")
+    try:
+        return from_dict(TrainConfig, values | {"task": from_dict(task, values.get("task"))})
+    except SammiError as error:
+        raise SammiError(f"{workdir / 'config.json'}: {error}") from error
+
+
 def _difference(old: Any, new: Any, where: str = "") -> str | None:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in sorted({*old, *new}):

@@ -19,6 +19,7 @@ LAYERS = [
     {"evaluation"},
     {"validation"},
     {"loop"},
+    {"trained"},
     {"aot"},
     {"cli", "demo"},
 ]

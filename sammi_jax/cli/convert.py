@@ -13,7 +13,8 @@ lay it out:
   sam     SAM from Meta's .pth or from Hugging Face
   catseg  CAT-Seg's released .pth
   sammi   SAM-MI put together: SRC is a CLIP or CAT-Seg, --sam a SAM
-A model folder serves as SRC too, to add a tokenizer or to change the dtype.
+A model folder serves as SRC too, to add a tokenizer or to change the dtype, and so does a
+checkpoint of train.py: RUN/checkpoints/STEP, or RUN for the newest one.
 
 Every tensor of the checkpoint is used or knowingly dropped, and every parameter is filled;
 otherwise the keys are listed and nothing is written."""
@@ -49,6 +50,10 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was made."""
+    from sammi_jax.trained import find_run
+
+    if run_and_step := find_run(args.source):
+        return _run_of_training(args, *run_and_step)
     if args.kind == "sammi" and args.sam is None:
         args.wrong_use("sammi needs --sam DIR, a SAM checkpoint or model folder")
     if args.kind != "sammi" and args.sam is not None:
@@ -68,9 +73,32 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         dtype=args.dtype,
     )
-    found = describe(folder)
+    _say(args, describe(folder))
+    return 0
+
+
+def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) -> int:
+    if args.sam or args.clip or args.tokenizer or args.dtype != "float32":
+        args.wrong_use(
+            "a checkpoint of train.py has its towers, tokenizer and dtype: give no other option; "
+            "to change them, convert the model folder that this makes"
+        )
+    from sammi_jax.errors import SammiError
+    from sammi_jax.experiment import read_run_config
+    from sammi_jax.folder import describe
+    from sammi_jax.trained import convert_run, kind_of_run
+
+    kind = kind_of_run(read_run_config(workdir))
+    if kind != args.kind:
+        raise SammiError(f"{workdir}: trains a {kind}: sammi convert {kind} SRC DST")
+    step = convert_run(workdir, step, args.destination)
+    _say(args, describe(args.destination))
+    print(f"from the checkpoint after step {step}")
+    return 0
+
+
+def _say(args: argparse.Namespace, found: Any) -> None:
     count = sum(tensor.size for tensor in found.tensors.values())
     print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
     if found.meta["initialised"]:
         print(f"freshly initialised, in no checkpoint: {', '.join(found.meta['initialised'])}")
-    return 0
