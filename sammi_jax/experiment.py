@@ -7,6 +7,7 @@ command, the hardware, the time and the expected result. Building one touches no
 import ast
 import dataclasses
 import json
+import math
 import os
 import runpy
 from dataclasses import dataclass
@@ -90,6 +91,38 @@ class PromptConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
+class MaskNoiseConfig:
+    """Noise on SAM's masks in training [ours]: each mask is changed in one way, or in none.
+
+    Raises:
+        SammiError: a rate outside [0, 1], rates whose sum is above 1, or a size below 1.
+    """
+
+    drop: float = 0.0  # rates: shares of the masks that are lost,
+    dilate: float = 0.0  # grow,
+    erode: float = 0.0  # shrink,
+    shift: float = 0.0  # or move
+    # In pixels of the canvas, of which there are 4 a cell of the cost map along a side.
+    radius: int = 2  # by which a mask grows or shrinks
+    max_shift: int = 4  # rows and columns by which it moves: uniform in plus or minus this
+
+    def __post_init__(self):
+        rates = {name: getattr(self, name) for name in ("drop", "dilate", "erode", "shift")}
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0:
+                raise SammiError(f"mask_noise.{name}={rate}: give a rate between 0 and 1")
+        if math.fsum(rates.values()) > 1.0 + 1e-9:
+            given = " + ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate)
+            raise SammiError(
+                f"mask_noise: a mask is changed in one way only, so the rates' sum must not be "
+                f"above 1: {given}"
+            )
+        for name in ("radius", "max_shift"):
+            if getattr(self, name) < 1:
+                raise SammiError(f"mask_noise.{name}={getattr(self, name)}: give at least 1 pixel")
+
+
+@dataclass(frozen=True)
 class SegmentConfig(TaskConfig):
     """CAT-Seg or SAM-MI learns from label maps of the seen classes."""
 
@@ -103,6 +136,7 @@ class SegmentConfig(TaskConfig):
     # again instead of keeping them: less memory for about a third more work.
     remat: bool = False
     num_classes: int | None = None  # classes a step: the present ones and random others; None: all
+    mask_noise: MaskNoiseConfig | None = None  # [ours] on SAM's masks; None: none
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
 from sammi_jax.models.sammi import (
     MaskProposals,
+    Perturb,
     SamInput,
     Sammi,
     SegmenterOutput,
@@ -94,6 +95,7 @@ def forward_crops(
     class_mask: Bool[Array, " t"],
     pooling_size: int,
     remat: bool = False,
+    perturb: Perturb | None = None,
 ) -> SegmenterOutput:
     """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM."""
     config = model.config
@@ -110,6 +112,7 @@ def forward_crops(
         layout=ViewLayout(config.aggregator.grid_size),
         pooling_size=pooling_size,
         remat=remat,
+        perturb=perturb,
     )
 
 

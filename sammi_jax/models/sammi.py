@@ -8,6 +8,7 @@ docs/method.md's. An image enters as one or more square *views* of one canvas (`
 are made once for the canvas and cut into the views.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +32,9 @@ from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
 from sammi_jax.typing import Array, Bool, Float, Int
+
+# Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
+Perturb = Callable[[Array, Array], tuple[Array, Array]]
 
 GUIDANCE_SCALES = (2, 4)  # F_h1 and F_h2 have 2 and 4 pixels a cell along a side
 
@@ -119,6 +123,7 @@ class Sammi(nnx.Module):
         layout: ViewLayout,
         pooling_size: int,
         remat: bool = False,
+        perturb: Perturb | None = None,
     ) -> SegmenterOutput:
         """Class logits of every view.
 
@@ -131,6 +136,7 @@ class Sammi(nnx.Module):
             layout: how the views lie on the canvas.
             pooling_size: pooling of the class attention (training: the configuration's; else 1).
             remat: in the backward pass make inner values again instead of keeping them.
+            perturb: of SAM's masks, in training; None: they stay as they are.
         """
         b = views.shape[0]
         features = self.encode_views(rearrange(views, "b v h w c -> (b v) h w c"), remat)
@@ -141,7 +147,7 @@ class Sammi(nnx.Module):
             if self.config.masks.tspp is not None:
                 tspp_logits = self.tspp.class_logits(features.low, text_features)
             proposals = self._propose(
-                b, features, tspp_logits, sam_input, text_features, class_mask, layout
+                b, features, tspp_logits, sam_input, text_features, class_mask, layout, perturb
             )
             view_masks = cut_masks(proposals.masks, layout)
         logits = self._decode_views(
@@ -162,6 +168,7 @@ class Sammi(nnx.Module):
         text_features: Array,
         class_mask: Array,
         layout: ViewLayout,
+        perturb: Perturb | None,
     ) -> MaskProposals:
         """Points, SAM's masks and their aggregation on the canvas: sections 2 to 4, no gradient."""
         config = cast(MaskConfig, self.config.masks)
@@ -177,6 +184,8 @@ class Sammi(nnx.Module):
             )
         points = prompts.cells / layout.canvas
         masks, valid = self._segment_anything(config, points, prompts, sam_input, layout)
+        if perturb is not None:
+            masks, valid = perturb(masks, valid)
         if config.smagg is not None:
             size = (masks.shape[-2], masks.shape[-1])
             masks, valid = aggregate_masks(

@@ -6,6 +6,8 @@ hundredth of the learning rate, all else of CLIP and SAM is frozen, everything n
 
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,6 +29,7 @@ from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.colour import jitter_colours
+from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.tasks.base import Rules, Task
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
@@ -43,9 +46,14 @@ class SegmentRules(Rules[Sammi]):
         task: the model and what is asked of it.
         ignore_label: label of pixels without a class.
         photographs: whether colours are jittered.
+
+    Raises:
+        SammiError: mask noise for a model without masks.
     """
 
     def __init__(self, task: SegmentConfig, ignore_label: int, photographs: bool):
+        if task.mask_noise is not None and task.model.masks is None:
+            raise SammiError("task.mask_noise: this model has no SAM masks (task.model.masks)")
         self._task, self._ignore_label, self._photographs = task, ignore_label, photographs
 
     def make(self, rngs: nnx.Rngs) -> Sammi:
@@ -71,9 +79,15 @@ class SegmentRules(Rules[Sammi]):
         class_mask = jnp.ones(token_ids.shape[0], bool)
         pooling = self._task.model.aggregator.pooling_size
         images = examples["images"].astype(jnp.float32)
+        colour_key, noise_key = jax.random.split(key)
         if self._photographs:
-            images = jitter_colours(images, key)
-        output = forward_crops(model, images, token_ids, class_mask, pooling, self._task.remat)
+            images = jitter_colours(images, colour_key)
+        noise, perturb = self._task.mask_noise, None
+        if noise is not None:
+            perturb = partial(add_noise, key=noise_key, **asdict(noise))
+        output = forward_crops(
+            model, images, token_ids, class_mask, pooling, self._task.remat, perturb
+        )
         labels = examples["labels"]
         loss = segmentation_loss(output.logits[:, 0], labels, class_mask, self._ignore_label)
         metrics = {"segmentation_loss": loss}
