@@ -30,6 +30,10 @@ class DataConfig:
     # "openshapes", or a set that 'sammi datasets prepare' made, such as "coco_stuff_171/train".
     name: str = OPENSHAPES
     data_dir: str | None = None  # where prepared sets lie
+    num_examples: int | None = None  # train on the first ones only; None: all
+    # Photographs: "random" is CAT-Seg's crop, mirror and colour jitter; "none" the whole picture
+    # squashed to the crop's side, the same in every epoch. OpenShapes has neither.
+    augment: Literal["random", "none"] = "random"
     workers: int = 0  # processes that decode and crop; 0: threads of the training process
     view: Literal["os48", "os168"] = "os48"  # OpenShapes: the vocabulary of the labels
     # OpenShapes: "strict" withholds unseen combinations from the captions too.
@@ -130,6 +134,7 @@ class SegmentConfig(TaskConfig):
     model: SegmenterConfig = SegmenterConfig()
     clip: str | None = None  # model folder of the CLIP to start from
     sam: str | None = None  # model folder of the SAM to start from
+    sam_cache: str | None = None  # folder of 'sammi cache': SAM's encoder does not run
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
     # In the backward pass make the inner values of CLIP's blocks and of the aggregation's stages

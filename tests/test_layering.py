@@ -16,7 +16,7 @@ LAYERS = [
     {"functional", "kinds", "images", "segmentation"},
     {"folder", "inference", "data", "experiment"},
     {"convert", "optim", "parallel", "state", "tasks", "checkpoint", "pipeline", "watch"},
-    {"evaluation", "loop"},
+    {"evaluation", "loop", "caching"},
     {"aot"},
     {"cli", "demo"},
 ]

@@ -13,7 +13,7 @@ from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import MaskNoiseConfig, SegmentConfig, TrainConfig, override
 from sammi_jax.ops.mask_noise import add_noise
-from sammi_jax.params import build, flat_params
+from sammi_jax.params import abstract_params, build, flat_params
 from sammi_jax.tasks.segment import SegmentRules
 from tests.test_sammi import CATSEG, NUM_CLASSES, SAMMI
 
@@ -165,7 +165,7 @@ def test_a_model_without_masks_has_none_to_disturb():
 
 @pytest.fixture(scope="module")
 def step():
-    """``(task, without_masks) -> loss`` and metrics of one batch, for random weights."""
+    """``(*tasks) -> metrics`` of one batch for each, with the same random weights."""
     rng = np.random.default_rng(5)
     rules = SegmentRules(SegmentConfig(model=SAMMI), 255, photographs=False)
     params = {
@@ -180,17 +180,19 @@ def step():
         {"token_ids": rng.integers(1, 20, (NUM_CLASSES, 1, 6))},
     )
 
-    def run(task):
-        rules = SegmentRules(task, 255, photographs=False)
+    def run(*tasks):
+        every = [SegmentRules(task, 255, photographs=False) for task in tasks]
+
+        @jax.jit  # one program: what the losses share is compiled once
+        def losses(params, batch, key):
+            return [loss(rules, params, batch, key)[1] for rules in every]
+
+        return jax.tree.map(np.asarray, losses(params, batch, jax.random.key(7)))
+
+    def loss(rules, params, batch, key):
         make = lambda: rules.make(nnx.Rngs(0))  # noqa: E731
-        names = flat_params(nnx.eval_shape(make))
-
-        @jax.jit
-        def loss(params, batch, key):
-            return rules.loss(build(make, params), batch, key)
-
-        _, metrics = loss({name: params[name] for name in names}, batch, jax.random.key(7))
-        return {name: np.asarray(value) for name, value in metrics.items()}
+        names = abstract_params(make)
+        return rules.loss(build(make, {name: params[name] for name in names}), batch, key)
 
     return run
 
@@ -198,7 +200,7 @@ def step():
 def test_noise_in_a_training_step(step):
     task = SegmentConfig(model=SAMMI)
     noise = MaskNoiseConfig(drop=0.3, dilate=0.3, erode=0.2, shift=0.2)
-    plain, on = step(task), step(replace(task, mask_noise=noise))
+    plain, on = step(task, replace(task, mask_noise=noise))
     assert on["segmentation_loss"] != plain["segmentation_loss"]
     assert on["tspp_loss"] == plain["tspp_loss"]
 
@@ -206,13 +208,14 @@ def test_noise_in_a_training_step(step):
 @pytest.mark.slow
 def test_no_noise_and_no_mask_in_a_training_step(step):
     task = SegmentConfig(model=SAMMI)
-    plain, off, dropped = (
-        step(replace(task, mask_noise=noise))
-        for noise in (None, MaskNoiseConfig(), MaskNoiseConfig(drop=1.0))
+    noises = (None, MaskNoiseConfig(), MaskNoiseConfig(drop=1.0))
+    catseg = SegmentConfig(model=replace(SAMMI, masks=None))
+    plain, off, dropped, without = step(
+        *(replace(task, mask_noise=noise) for noise in noises), catseg
     )
     assert off == plain
     assert plain["masks"] > 0
     assert dropped["masks"] == 0
-    catseg = step(SegmentConfig(model=replace(SAMMI, masks=None)))["segmentation_loss"]
-    assert dropped["segmentation_loss"] == pytest.approx(catseg, rel=1e-6)
-    assert plain["segmentation_loss"] != pytest.approx(catseg, rel=1e-4)
+    expected = without["segmentation_loss"]
+    assert dropped["segmentation_loss"] == pytest.approx(expected, rel=1e-6)
+    assert plain["segmentation_loss"] != pytest.approx(expected, rel=1e-4)

@@ -78,6 +78,15 @@ class SamInput:
     sizes: Array  # [b, 2] float (height, width) of the image inside the padding, in pixels
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamEmbeddings:
+    """A batch of whole images as SAM's encoder left them, when it ran before."""
+
+    embeddings: Array  # [b, g, g, c] any float type
+    sizes: Array  # as those of `SamInput`
+
+
 class Sammi(nnx.Module):
     """CAT-Seg where ``config.masks`` is None, SAM-MI otherwise.
 
@@ -116,7 +125,7 @@ class Sammi(nnx.Module):
     def __call__(
         self,
         views: Float[Array, "b v s s 3"],
-        sam_input: SamInput | None,
+        sam_input: SamInput | SamEmbeddings | None,
         text_features: Float[Array, "t p d"],
         class_mask: Bool[Array, " t"],
         *,
@@ -130,7 +139,7 @@ class Sammi(nnx.Module):
         Args:
             views: CLIP-normalised squares of side ``clip_size``: the windows of ``layout``, then
                 its global view.
-            sam_input: the same images for SAM; None for CAT-Seg only.
+            sam_input: the same images for SAM, encoded or not; None for CAT-Seg only.
             text_features: from `encode_text`.
             class_mask: False for classes that only pad the axis.
             layout: how the views lie on the canvas.
@@ -164,7 +173,7 @@ class Sammi(nnx.Module):
         b: int,
         features: ImageFeatures,
         tspp_logits: Array | None,
-        sam_input: SamInput,
+        sam_input: SamInput | SamEmbeddings,
         text_features: Array,
         class_mask: Array,
         layout: ViewLayout,
@@ -199,13 +208,16 @@ class Sammi(nnx.Module):
         config: MaskConfig,
         points: Float[Array, "b k 2"],
         prompts: PointPrompts,
-        sam_input: SamInput,
+        sam_input: SamInput | SamEmbeddings,
         layout: ViewLayout,
     ) -> tuple[Bool[Array, "b k h w"], Bool[Array, "b k"]]:
         """SAM's best mask for each point, on the canvas (section 3)."""
         scale = sam_input.sizes[:, None, ::-1]  # (height, width) -> (x, y)
         labels = jnp.where(prompts.valid, 1, -1)
-        embeddings = self.sam.encode_image(sam_input.images)
+        if isinstance(sam_input, SamInput):
+            embeddings = self.sam.encode_image(sam_input.images)
+        else:
+            embeddings = sam_input.embeddings.astype(self.sam.dtype)
         # SAM counts pixels from their corner and adds the half to the centre itself.
         masks, iou = self.sam.decode(embeddings, points * scale - 0.5, labels)
         best = jnp.argmax(iou, axis=-1)
