@@ -43,25 +43,25 @@ class CacheInfo:
 
     Attributes:
         format: of the folder.
-        sam_sha256: of the image encoder's parameters, by path.
         sam: the SAM.
         compute_dtype: what the encoder's products were computed in.
         data: name of the training set.
         preprocessing: what was done to its pictures.
         image_size: side of the square pictures, in pixels, before SAM's own resize.
         num_examples: of the set.
+        sam_sha256: of the image encoder's parameters, by path.
         pixels_sha256: of the pixels of a few pictures (`pixels_digest`).
         dtype: of the rows.
     """
 
     format: int
-    sam_sha256: str
     sam: SamConfig
     compute_dtype: str
     data: str
     preprocessing: str
     image_size: int
     num_examples: int
+    sam_sha256: str
     pixels_sha256: str
     dtype: Literal["float16", "float32"]
 

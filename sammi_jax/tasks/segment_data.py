@@ -26,6 +26,8 @@ def is_random(data: DataConfig) -> bool:
 def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, list[Any]]:
     """The labelled set, and what is done to its examples: nothing to scenes that are drawn."""
     data, size = config.data, task.model.crop_size
+    if data.num_examples is not None and data.num_examples < 1:
+        raise SammiError(f"data.num_examples={data.num_examples}: train on one example at least")
     if data.name == OPENSHAPES:
         view = openshapes.get_view(data.view).only_seen()
         source = openshapes.OpenShapes(
@@ -62,13 +64,13 @@ def describe_embeddings(
     drawn = config.data.name == OPENSHAPES
     return CacheInfo(
         format=FORMAT,
-        sam_sha256="" if params is None else encoder_digest(params),
         sam=task.model.masks.sam,
         compute_dtype=config.compute_dtype,
         data=f"{OPENSHAPES}/train of seed {config.seed}" if drawn else config.data.name,
         preprocessing="none" if drawn else "whole picture squashed to a square (Pillow, bilinear)",
         image_size=task.model.crop_size,
         num_examples=len(dataset.source),
+        sam_sha256="" if params is None else encoder_digest(params),
         pixels_sha256=pixels_digest(picture, len(dataset.source)),
         dtype="float16",
     )
