@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,29 +132,48 @@ def test_batches_bring_their_own_rows(cache, encode):
     batches.close()
 
 
-def test_the_loss_with_the_cache_is_the_loss_without(cache):
-    plain, cached = make_task(CONFIG), make_task(with_cache(cache))
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def losses():
+    """``(what, batches, broken) -> what`` of the loss of each batch, with the same random weights.
+
+    ``what`` takes a loss and its metrics; the rest of them is not compiled. ``broken``: SAM's
+    encoder has no weights.
+    """
+    task, rng = make_task(CONFIG), np.random.default_rng(0)
     params = {
         path: value if path.startswith("sam/") else value + 0.1 * rng.normal(size=value.shape)
-        for path, value in plain.initial_params(CONFIG.seed).items()
+        for path, value in task.initial_params(CONFIG.seed).items()
+    }
+    no_encoder = {
+        path: jnp.full_like(value, jnp.nan) if path.startswith(ENCODER) else value
+        for path, value in params.items()
     }
 
-    @jax.jit
-    def losses(params, *batches):
-        make = lambda: plain.make(nnx.Rngs(0))  # noqa: E731
-        key, model = jax.random.key(0), build(make, params)
-        tasks = zip((plain, cached), batches, strict=True)
-        return [task.loss(model, batch, key) for task, batch in tasks]
+    @partial(jax.jit, static_argnums=0)
+    def run(what, params, batches):
+        model = build(lambda: task.make(nnx.Rngs(0)), params)
+        return [what(*task.loss(model, batch, jax.random.key(0))) for batch in batches]
 
-    batches = plain.batch(1), cached.batch(1)
-    (without, metrics), (with_it, _) = losses(params, *batches)
-    assert metrics["masks"] > 0
+    return lambda what, batches, broken=False: run(what, no_encoder if broken else params, batches)
+
+
+def test_the_encoder_does_not_run_with_a_cache(cache, losses):
+    what = lambda _, metrics: (metrics["points"], metrics["masks"])  # noqa: E731
+    batches = make_task(CONFIG).batch(1), make_task(with_cache(cache)).batch(1)
+    without, with_it = losses(what, batches)
+    assert without == with_it
+    assert with_it[1] > 0
+    without, again = losses(what, batches, broken=True)
+    assert with_it == again
+    assert with_it != without
+
+
+@pytest.mark.slow
+def test_the_loss_with_the_cache_is_the_loss_without(cache, losses):
+    batches = make_task(CONFIG).batch(1), make_task(with_cache(cache)).batch(1)
+    without, with_it = losses(lambda loss, _: loss, batches)
     np.testing.assert_allclose(with_it, without, rtol=1e-6)
-    broken = {
-        p: jnp.full_like(v, jnp.nan) if p.startswith(ENCODER) else v for p, v in params.items()
-    }
-    assert losses(broken, *batches)[1][0] == with_it, "SAM's encoder must not run"
+    assert losses(lambda loss, _: loss, batches[1:], broken=True)[0] == with_it
 
 
 def test_sammi_compile_knows_the_rows():

@@ -201,7 +201,7 @@ class CacheWriter:
         if not progress.exists():
             return 0
         _open_rows(self._folder, found)  # still whole
-        return int(read_json(progress)["rows"])
+        return int(read_json(progress).get("rows", 0))
 
     def write(self, rows: Float[NpArray, "n g g c"], start: int) -> None:
         """Put rows in their place.
@@ -245,8 +245,8 @@ def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]
         yield writer
     if writer.done != info.num_examples:
         raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
-    (partial / PROGRESS_FILE).unlink()
     publish(partial, folder)
+    (folder / PROGRESS_FILE).unlink()  # not before: a run that is killed here loses no row
 
 
 def _check_space(where: Path, info: CacheInfo, done: int) -> None:
