@@ -5,9 +5,9 @@ times do not depend on the values. Both programs are compiled first; then their 
 and medians are printed. FLOPs are counted from the trace (`sammi_jax.flops`).
 
 Command:   python benchmarks/sam_cache.py [--runs 30]
-           python benchmarks/sam_cache.py --config configs/sammi_vitb16.py --runs 3 \
-               --set batch_size=1 --set data.augment=none --set compute_dtype=float32
-Hardware:  two CPU cores; half a minute for the demo's sizes, a quarter of an hour for ViT-B
+           python benchmarks/sam_cache.py --config configs/sammi_vitb16.py --runs 0 \
+               --set batch_size=4 --set data.augment=none --set task.remat=false
+Hardware:  two CPU cores; compiling the two programs is most of it. --runs 0 compiles nothing.
 """
 
 import argparse
