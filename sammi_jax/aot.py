@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh
 
 from sammi_jax.data.loader import Batch
 from sammi_jax.data.openshapes import IGNORE_LABEL, get_view
+from sammi_jax.data.sam_cache import EMBEDDINGS
 from sammi_jax.data.vocabulary import get_vocabulary
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OPENSHAPES, MeshConfig, SegmentConfig, TrainConfig
@@ -30,6 +31,7 @@ from sammi_jax.parallel import AXES, batch_sharding, check_batch_size, fsdp_shar
 from sammi_jax.params import abstract_params
 from sammi_jax.state import TrainState, make_train_step
 from sammi_jax.tasks.segment import SegmentRules
+from sammi_jax.tasks.segment_data import is_random
 
 # Published figures: TFLOP/s in bfloat16 and bytes of memory, a chip.
 CHIPS = {
@@ -165,7 +167,7 @@ def _make_mesh(devices: list[Any], shape: MeshConfig) -> Mesh:
 def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple[Any, Any, Any]:
     """The step, and shapes with shardings of its state and its batch."""
     vocabulary = _vocabulary(config, task)
-    rules = SegmentRules(task, vocabulary[1], photographs=config.data.name != OPENSHAPES)
+    rules = SegmentRules(task, vocabulary[1], photographs=is_random(config.data))
     trainable = trainable_paths(rules)
     schedule = make_schedule(config.optim, config.steps)
     scales = {path: rules.lr_scale(path) for path in trainable}
@@ -201,8 +203,13 @@ def _abstract_batch(
     labels = ((config.batch_size, size, size), jnp.int32)
     array = lambda spec, sharding: jax.ShapeDtypeStruct(*spec, sharding=sharding)  # noqa: E731
     split = batch_sharding(mesh)
+    examples = {"images": array(images, split), "labels": array(labels, split)}
+    if task.sam_cache is not None and task.model.masks is not None:
+        sam = task.model.masks.sam
+        rows = (config.batch_size, sam.grid_size, sam.grid_size, sam.out_channels)
+        examples[EMBEDDINGS] = array((rows, jnp.float16), split)
     return Batch(
-        {"images": array(images, split), "labels": array(labels, split)},
+        examples,
         {"token_ids": array(((num_classes, 1, length), jnp.int32), replicated(mesh))},
     )
 

@@ -7,6 +7,7 @@ command, the hardware, the time and the expected result. Building one touches no
 import ast
 import dataclasses
 import json
+import math
 import os
 import runpy
 from dataclasses import dataclass
@@ -29,6 +30,10 @@ class DataConfig:
     # "openshapes", or a set that 'sammi datasets prepare' made, such as "coco_stuff_171/train".
     name: str = OPENSHAPES
     data_dir: str | None = None  # where prepared sets lie
+    num_examples: int | None = None  # train on the first ones only; None: all
+    # Photographs: "random" is CAT-Seg's crop, mirror and colour jitter; "none" the whole picture
+    # squashed to the crop's side, the same in every epoch. OpenShapes has neither.
+    augment: Literal["random", "none"] = "random"
     workers: int = 0  # processes that decode and crop; 0: threads of the training process
     view: Literal["os48", "os168"] = "os48"  # OpenShapes: the vocabulary of the labels
     # OpenShapes: "strict" withholds unseen combinations from the captions too.
@@ -90,6 +95,38 @@ class PromptConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
+class MaskNoiseConfig:
+    """Noise on SAM's masks in training [ours]: each mask is changed in one way, or in none.
+
+    Raises:
+        SammiError: a rate outside [0, 1], rates whose sum is above 1, or a size below 1.
+    """
+
+    drop: float = 0.0  # rates: shares of the masks that are lost,
+    dilate: float = 0.0  # grow,
+    erode: float = 0.0  # shrink,
+    shift: float = 0.0  # or move
+    # In pixels of the canvas, of which there are 4 a cell of the cost map along a side.
+    radius: int = 2  # by which a mask grows or shrinks
+    max_shift: int = 4  # rows and columns by which it moves: uniform in plus or minus this
+
+    def __post_init__(self):
+        rates = {name: getattr(self, name) for name in ("drop", "dilate", "erode", "shift")}
+        for name, rate in rates.items():
+            if not 0.0 <= rate <= 1.0:
+                raise SammiError(f"mask_noise.{name}={rate}: give a rate between 0 and 1")
+        if math.fsum(rates.values()) > 1.0 + 1e-9:
+            given = " + ".join(f"{name} {rate:g}" for name, rate in rates.items() if rate)
+            raise SammiError(
+                f"mask_noise: a mask is changed in one way only, so the rates' sum must not be "
+                f"above 1: {given}"
+            )
+        for name in ("radius", "max_shift"):
+            if getattr(self, name) < 1:
+                raise SammiError(f"mask_noise.{name}={getattr(self, name)}: give at least 1 pixel")
+
+
+@dataclass(frozen=True)
 class SegmentConfig(TaskConfig):
     """CAT-Seg or SAM-MI learns from label maps of the seen classes."""
 
@@ -97,6 +134,7 @@ class SegmentConfig(TaskConfig):
     model: SegmenterConfig = SegmenterConfig()
     clip: str | None = None  # model folder of the CLIP to start from
     sam: str | None = None  # model folder of the SAM to start from
+    sam_cache: str | None = None  # folder of 'sammi cache': SAM's encoder does not run
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
@@ -105,6 +143,7 @@ class SegmentConfig(TaskConfig):
     # again instead of keeping them: less memory for about a third more work.
     remat: bool = False
     num_classes: int | None = None  # classes a step: the present ones and random others; None: all
+    mask_noise: MaskNoiseConfig | None = None  # [ours] on SAM's masks; None: none
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,20 @@ def whole_or_nothing(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        os.rename(temporary, folder)  # replaces an empty folder, and nothing else
+        publish(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def publish(temporary: Path, folder: Path) -> None:
+    """Give a finished folder its name, with all that is in it on the disk.
+
+    ``folder`` must be absent or empty.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        _sync(path)
+    os.rename(temporary, folder)  # replaces an empty folder, and nothing else
     _sync(folder.parent)
 
 

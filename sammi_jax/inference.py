@@ -18,6 +18,8 @@ from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
 from sammi_jax.models.sammi import (
     MaskProposals,
+    Perturb,
+    SamEmbeddings,
     SamInput,
     Sammi,
     SegmenterOutput,
@@ -64,6 +66,11 @@ def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> Sa
     return SamInput(jnp.where(inside, normalised, 0.0), sizes)
 
 
+def sam_crops(images: Float[Array, "b s s 3"], side: int) -> Float[Array, "b s2 s2 3"]:
+    """Square RGB images of 0..255 resized and normalised for SAM; there is no padding."""
+    return preprocess(resize(images, (side, side)), side)
+
+
 def zero_shot_views(
     clip: Clip,
     inputs: SegmenterInput,
@@ -94,14 +101,22 @@ def forward_crops(
     class_mask: Bool[Array, " t"],
     pooling_size: int,
     remat: bool = False,
+    perturb: Perturb | None = None,
+    sam_embeddings: Float[Array, "b g g c"] | None = None,
 ) -> SegmenterOutput:
-    """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM."""
+    """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM.
+
+    ``sam_embeddings`` are those of the crops (`sam_crops`), where they were computed before.
+    """
     config = model.config
     sam_input = None
     if config.masks is not None:
         side = config.masks.sam.image_size
         sizes = jnp.full((images.shape[0], 2), float(side))
-        sam_input = SamInput(preprocess(resize(images, (side, side)), side), sizes)
+        if sam_embeddings is None:
+            sam_input = SamInput(sam_crops(images, side), sizes)
+        else:
+            sam_input = SamEmbeddings(sam_embeddings, sizes)
     return model(
         clip_views(images, config.clip_size)[:, None],
         sam_input,
@@ -110,6 +125,7 @@ def forward_crops(
         layout=ViewLayout(config.aggregator.grid_size),
         pooling_size=pooling_size,
         remat=remat,
+        perturb=perturb,
     )
 
 

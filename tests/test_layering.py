@@ -18,7 +18,7 @@ LAYERS = [
     {"convert", "optim", "parallel", "state", "tasks", "checkpoint", "pipeline", "watch"},
     {"evaluation"},
     {"validation"},
-    {"loop"},
+    {"loop", "caching"},
     {"trained"},
     {"aot"},
     {"cli", "demo"},

@@ -1,10 +1,11 @@
-"""Training crops as CAT-Seg's: resize, random crop, mirror (data sets of photographs).
+"""What training sees of a photograph: CAT-Seg's random crop, mirrored or not, or the whole of it.
 
-Source: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms; docs/data.md.
-Colours are changed on the device (`sammi_jax.ops.colour`), where it costs nothing.
+Source of the crop: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms;
+docs/data.md. Colours are changed on the device (`sammi_jax.ops.colour`), where it costs nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
@@ -41,6 +42,22 @@ class TrainCrop(grain.transforms.RandomMap):
         if rng.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         return {"image": np.ascontiguousarray(image), "label": np.ascontiguousarray(label)}
+
+
+@dataclass(frozen=True)
+class WholeImage(grain.transforms.Map):
+    """The whole picture squashed to a square of side ``size``: nothing is random."""
+
+    size: int
+
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride]  (Grain says None)
+        self, element: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The example with ``image`` uint8 [s, s, 3] and ``label`` int32 [s, s]."""
+        size = (self.size, self.size)
+        image = Image.fromarray(element["image"]).resize(size, Image.Resampling.BILINEAR)
+        label = _resize_labels(element["label"], size)
+        return {**element, "image": np.asarray(image), "label": label}
 
 
 def _resize_labels(label: NpArray, size: tuple[int, int]) -> NpArray:

@@ -48,6 +48,14 @@ def batch_stream(
     return share.batch(batch_size // num_processes, drop_remainder=True)
 
 
+def in_order(source: Any, transforms: list[Any], batch_size: int) -> grain.MapDataset:
+    """Every example once, by its index; the last batch may be short. No transform is random."""
+    examples = grain.MapDataset.source(source)
+    for transform in transforms:
+        examples = examples.map(transform)
+    return examples.batch(batch_size)
+
+
 def iterate(batches: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, NpArray]]:
     """Batches from ``start`` on, made ahead by threads, or by worker processes (0: none)."""
     ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)

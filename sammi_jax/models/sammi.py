@@ -8,6 +8,7 @@ docs/method.md's. An image enters as one or more square *views* of one canvas (`
 are made once for the canvas and cut into the views.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,6 +32,9 @@ from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
 from sammi_jax.typing import Array, Bool, Float, Int
+
+# Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
+Perturb = Callable[[Array, Array], tuple[Array, Array]]
 
 GUIDANCE_SCALES = (2, 4)  # F_h1 and F_h2 have 2 and 4 pixels a cell along a side
 
@@ -74,6 +78,15 @@ class SamInput:
     sizes: Array  # [b, 2] float (height, width) of the image inside the padding, in pixels
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamEmbeddings:
+    """A batch of whole images as SAM's encoder left them, when it ran before."""
+
+    embeddings: Array  # [b, g, g, c] any float type
+    sizes: Array  # as those of `SamInput`
+
+
 class Sammi(nnx.Module):
     """CAT-Seg where ``config.masks`` is None, SAM-MI otherwise.
 
@@ -112,25 +125,27 @@ class Sammi(nnx.Module):
     def __call__(
         self,
         views: Float[Array, "b v s s 3"],
-        sam_input: SamInput | None,
+        sam_input: SamInput | SamEmbeddings | None,
         text_features: Float[Array, "t p d"],
         class_mask: Bool[Array, " t"],
         *,
         layout: ViewLayout,
         pooling_size: int,
         remat: bool = False,
+        perturb: Perturb | None = None,
     ) -> SegmenterOutput:
         """Class logits of every view.
 
         Args:
             views: CLIP-normalised squares of side ``clip_size``: the windows of ``layout``, then
                 its global view.
-            sam_input: the same images for SAM; None for CAT-Seg only.
+            sam_input: the same images for SAM, encoded or not; None for CAT-Seg only.
             text_features: from `encode_text`.
             class_mask: False for classes that only pad the axis.
             layout: how the views lie on the canvas.
             pooling_size: pooling of the class attention (training: the configuration's; else 1).
             remat: in the backward pass make inner values again instead of keeping them.
+            perturb: of SAM's masks, in training; None: they stay as they are.
         """
         b = views.shape[0]
         features = self.encode_views(rearrange(views, "b v h w c -> (b v) h w c"), remat)
@@ -141,7 +156,7 @@ class Sammi(nnx.Module):
             if self.config.masks.tspp is not None:
                 tspp_logits = self.tspp.class_logits(features.low, text_features)
             proposals = self._propose(
-                b, features, tspp_logits, sam_input, text_features, class_mask, layout
+                b, features, tspp_logits, sam_input, text_features, class_mask, layout, perturb
             )
             view_masks = cut_masks(proposals.masks, layout)
         logits = self._decode_views(
@@ -158,10 +173,11 @@ class Sammi(nnx.Module):
         b: int,
         features: ImageFeatures,
         tspp_logits: Array | None,
-        sam_input: SamInput,
+        sam_input: SamInput | SamEmbeddings,
         text_features: Array,
         class_mask: Array,
         layout: ViewLayout,
+        perturb: Perturb | None,
     ) -> MaskProposals:
         """Points, SAM's masks and their aggregation on the canvas: sections 2 to 4, no gradient."""
         config = cast(MaskConfig, self.config.masks)
@@ -177,6 +193,8 @@ class Sammi(nnx.Module):
             )
         points = prompts.cells / layout.canvas
         masks, valid = self._segment_anything(config, points, prompts, sam_input, layout)
+        if perturb is not None:
+            masks, valid = perturb(masks, valid)
         if config.smagg is not None:
             size = (masks.shape[-2], masks.shape[-1])
             masks, valid = aggregate_masks(
@@ -190,13 +208,16 @@ class Sammi(nnx.Module):
         config: MaskConfig,
         points: Float[Array, "b k 2"],
         prompts: PointPrompts,
-        sam_input: SamInput,
+        sam_input: SamInput | SamEmbeddings,
         layout: ViewLayout,
     ) -> tuple[Bool[Array, "b k h w"], Bool[Array, "b k"]]:
         """SAM's best mask for each point, on the canvas (section 3)."""
         scale = sam_input.sizes[:, None, ::-1]  # (height, width) -> (x, y)
         labels = jnp.where(prompts.valid, 1, -1)
-        embeddings = self.sam.encode_image(sam_input.images)
+        if isinstance(sam_input, SamInput):
+            embeddings = self.sam.encode_image(sam_input.images)
+        else:
+            embeddings = sam_input.embeddings.astype(self.sam.dtype)
         # SAM counts pixels from their corner and adds the half to the centre itself.
         masks, iou = self.sam.decode(embeddings, points * scale - 0.5, labels)
         best = jnp.argmax(iou, axis=-1)

@@ -6,7 +6,8 @@ hundredth of the learning rate, all else of CLIP and SAM is frozen, everything n
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,10 +17,9 @@ import numpy as np
 from flax import nnx
 
 from sammi_jax.data import openshapes
-from sammi_jax.data.augment import TrainCrop
-from sammi_jax.data.catalogue import Dataset, open_dataset
 from sammi_jax.data.loader import Batch
 from sammi_jax.data.pipeline import batch_stream, iterate
+from sammi_jax.data.sam_cache import EMBEDDINGS, WithEmbeddings
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OPENSHAPES, SegmentConfig, TrainConfig
 from sammi_jax.folder import read_model, write_model
@@ -28,8 +28,10 @@ from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.colour import jitter_colours
+from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.pipeline import Segmenter
 from sammi_jax.tasks.base import Rules, Task
+from sammi_jax.tasks.segment_data import check_weights, is_random, open_cache, training_set
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
 from sammi_jax.typing import Int, NpArray
@@ -45,9 +47,14 @@ class SegmentRules(Rules[Sammi]):
         task: the model and what is asked of it.
         ignore_label: label of pixels without a class.
         photographs: whether colours are jittered.
+
+    Raises:
+        SammiError: mask noise for a model without masks.
     """
 
     def __init__(self, task: SegmentConfig, ignore_label: int, photographs: bool):
+        if task.mask_noise is not None and task.model.masks is None:
+            raise SammiError("task.mask_noise: this model has no SAM masks (task.model.masks)")
         self._task, self._ignore_label, self._photographs = task, ignore_label, photographs
 
     def make(self, rngs: nnx.Rngs) -> Sammi:
@@ -77,9 +84,22 @@ class SegmentRules(Rules[Sammi]):
         class_mask = jnp.ones(token_ids.shape[0], bool)
         pooling = self._task.model.aggregator.pooling_size
         images = examples["images"].astype(jnp.float32)
+        colour_key, noise_key = jax.random.split(key)
         if self._photographs:
-            images = jitter_colours(images, key)
-        output = forward_crops(model, images, token_ids, class_mask, pooling, self._task.remat)
+            images = jitter_colours(images, colour_key)
+        noise, perturb = self._task.mask_noise, None
+        if noise is not None:
+            perturb = partial(add_noise, key=noise_key, **asdict(noise))
+        output = forward_crops(
+            model,
+            images,
+            token_ids,
+            class_mask,
+            pooling,
+            remat=self._task.remat,
+            perturb=perturb,
+            sam_embeddings=examples.get(EMBEDDINGS),
+        )
         labels = examples["labels"]
         loss = segmentation_loss(
             output.logits[:, 0],
@@ -109,11 +129,15 @@ class SegmentTask(SegmentRules, Task[Sammi]):
                 "task.num_classes: which classes a step asks for depends on its labels, which the "
                 "processes do not share; leave it out (all classes) in a job of several processes"
             )
-        dataset, transforms = _training_set(config, task)
-        super().__init__(task, dataset.ignore_label, photographs=bool(transforms))
-        self._config = config
+        dataset, transforms = training_set(config, task)
+        super().__init__(task, dataset.ignore_label, photographs=is_random(config.data))
+        self._config, self._cache = config, None
+        source = dataset.source
+        if task.sam_cache is not None:
+            self._cache = open_cache(config, task, task.sam_cache)
+            source = WithEmbeddings(source, self._cache)
         self._batches = batch_stream(
-            dataset.source,
+            source,
             transforms,
             batch_size=config.batch_size,
             seed=config.seed,
@@ -144,6 +168,8 @@ class SegmentTask(SegmentRules, Task[Sammi]):
         if self._task.sam is not None:
             folder = read_model(self._task.sam, ["sam"])
             _overlay(params, folder.params, "sam/", self._task.sam)
+        if self._cache is not None:
+            check_weights(self._cache, params)
         return params
 
     def batch(self, step: int) -> Batch:
@@ -160,13 +186,13 @@ class SegmentTask(SegmentRules, Task[Sammi]):
     def _assemble(self, step: int, examples: dict[str, NpArray]) -> Batch:
         labels = examples["label"]
         classes = self._choose_classes(labels, step)
-        return Batch(
-            {
-                "images": examples["image"],
-                "labels": relabel(labels, classes, len(self._token_ids), self._ignore_label),
-            },
-            {"token_ids": self._token_ids[classes]},
-        )
+        taken = {
+            "images": examples["image"],
+            "labels": relabel(labels, classes, len(self._token_ids), self._ignore_label),
+        }
+        if self._cache is not None:
+            taken[EMBEDDINGS] = examples[EMBEDDINGS]
+        return Batch(taken, {"token_ids": self._token_ids[classes]})
 
     def _choose_classes(self, labels: NpArray, step: int) -> Int[NpArray, " t"]:
         """All classes, or ``num_classes``: the batch's own in random order, then random others."""
@@ -209,21 +235,6 @@ def relabel(
 def _data_name(config: TrainConfig) -> str:
     data = config.data
     return f"openshapes {data.view}" if data.name == OPENSHAPES else data.name
-
-
-def _training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, list[Any]]:
-    """The labelled set, and what is done to its examples: nothing to scenes that are random."""
-    data, size = config.data, task.model.crop_size
-    if data.name == OPENSHAPES:
-        view = openshapes.get_view(data.view).only_seen()
-        source = openshapes.OpenShapes("train", view, seed=config.seed, size=size)
-        merge = tuple(range(len(view.class_names)))
-        return Dataset(data.name, source, view.class_names, merge, openshapes.IGNORE_LABEL), []
-    folder = None if data.data_dir is None else Path(data.data_dir)
-    dataset = open_dataset(data.name, data_dir=folder)
-    if dataset.merge != tuple(range(len(dataset.class_names))):
-        raise SammiError(f"{data.name}: several texts share a class, so it is for evaluation only")
-    return dataset, [TrainCrop(size, dataset.ignore_label)]
 
 
 def _overlay(params: dict[str, Any], source: dict[str, Any], prefix: str, folder: str) -> None:

@@ -27,6 +27,11 @@ class Sam(nnx.Module):
         self.prompt_encoder = PromptEncoder(config, rngs=rngs)
         self.mask_decoder = MaskDecoder(config, rngs=rngs)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of the image embeddings: what the encoder's products compute in."""
+        return self.image_encoder.patch_embed.projection.kernel[...].dtype
+
     def encode_image(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Embed normalised, zero-padded images of side ``image_size``."""
         return self.image_encoder(image)

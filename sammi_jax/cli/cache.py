@@ -1,0 +1,45 @@
+"""`sammi cache`: SAM's image embeddings of a training set, computed once."""
+
+import argparse
+import time
+from pathlib import Path
+
+from sammi_jax.cli.options import add_config_arguments
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "cache",
+        help="compute SAM's image embeddings of a training set once",
+        description="Run the frozen SAM's image encoder over the training set of a configuration. "
+        "Training with --set task.sam_cache=DIR then reads the embeddings instead of computing "
+        "them (docs/training.md). An interrupted command goes on where it was.",
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="the folder to write"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float16", "float32"),
+        default="float16",
+        help="of what is stored (default: float16)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the cache and say how large it is."""
+    from sammi_jax.caching import make_cache
+    from sammi_jax.data.sam_cache import num_bytes
+    from sammi_jax.experiment import load_config
+
+    began = time.perf_counter()
+    info = make_cache(load_config(args.config, args.set), args.out, args.dtype)
+    print(
+        f"{args.out}: {info.num_examples:,} embeddings of {info.data}, "
+        f"{num_bytes(info) / 1e6:,.1f} MB, in {time.perf_counter() - began:.0f} s; "
+        f"train with --set task.sam_cache={args.out}"
+    )
+    return 0

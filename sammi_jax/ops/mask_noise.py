@@ -1,0 +1,77 @@
+"""Noise on binary masks, as a poor segmenter makes it: lost, too large, too small, out of place.
+
+[ours] (docs/method.md, 7): the paper claims robustness to masks of low quality and, as far as we
+have it, does not say how it is trained or measured.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sammi_jax.ops import masks as mask_ops
+from sammi_jax.typing import Array, Bool, Int
+
+_DROP, _DILATE, _ERODE, _SHIFT, _NONE = range(5)
+
+
+def add_noise(
+    masks: Bool[Array, "b n h w"],
+    valid: Bool[Array, "b n"],
+    key: Array,
+    *,
+    drop: float,
+    dilate: float,
+    erode: float,
+    shift: float,
+    radius: int,
+    max_shift: int,
+) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"]]:
+    """Change each mask in one way or in none, drawn for itself.
+
+    Args:
+        masks: to be changed.
+        valid: False where a mask is none; what is False stays so.
+        key: of all draws.
+        drop: share of masks that become invalid.
+        dilate: share of masks that grow by ``radius``.
+        erode: share of masks that shrink by ``radius``; the frame's border takes nothing away.
+        shift: share of masks that move; what leaves the frame is lost.
+        radius: in pixels, along rows and columns.
+        max_shift: rows and columns by which a mask moves are uniform in plus or minus this.
+
+    Returns:
+        The masks, empty where invalid, and their validity: a mask that noise emptied has none.
+    """
+    kind_key, shift_key = jax.random.split(key)
+    kind = _draw_kinds(kind_key, (drop, dilate, erode, shift), valid.shape)
+    offsets = jax.random.randint(shift_key, (*valid.shape, 2), -max_shift, max_shift + 1)
+    noisy = jnp.select(
+        [(kind == k)[..., None, None] for k in (_DILATE, _ERODE, _SHIFT)],
+        [
+            mask_ops.dilate(masks, radius),
+            ~mask_ops.dilate(~masks, radius),
+            _shift_all(masks, offsets, max_shift),
+        ],
+        masks,
+    )
+    valid = valid & (kind != _DROP) & ((kind == _NONE) | noisy.any(axis=(-2, -1)))
+    return noisy & valid[..., None, None], valid
+
+
+def _draw_kinds(key: Array, rates: tuple[float, ...], shape: tuple[int, ...]) -> Int[Array, "b n"]:
+    """Index into the rates, with their probabilities, or their number where none is drawn."""
+    bounds = np.cumsum(rates).astype(np.float32)
+    return (jax.random.uniform(key, shape)[..., None] >= bounds).sum(axis=-1)
+
+
+def _shift_all(
+    masks: Bool[Array, "b n h w"], offsets: Int[Array, "b n 2"], max_shift: int
+) -> Bool[Array, "b n h w"]:
+    """Move each mask down and to the right by its own offsets; False comes in."""
+    around = (max_shift, max_shift)
+    padded = jnp.pad(masks, ((0, 0), (0, 0), around, around))
+
+    def cut(mask: Array, offset: Array) -> Array:
+        return jax.lax.dynamic_slice(mask, max_shift - offset, masks.shape[-2:])
+
+    return jax.vmap(jax.vmap(cut))(padded, offsets)
