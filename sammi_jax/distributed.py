@@ -19,7 +19,14 @@ from jax.experimental import multihost_utils
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
-from sammi_jax.watchdog import EXIT_AGAIN, EXIT_FAILED, LOST_AFTER_S, Hub, Member, Watchdog
+from sammi_jax.watchdog import (
+    EXIT_AGAIN,
+    EXIT_FAILED,
+    LOST_AFTER_S,
+    Hub,
+    Member,
+    Watchdog,
+)
 
 JOIN_TIMEOUT_S = 300.0  # a job whose processes are not all there by then is given up
 
@@ -180,6 +187,7 @@ def _watch(program: str) -> Watchdog | None:
             watchdog = Hub(program, server, token, count)
         else:
             watchdog = Member(program, (host, port), token, process)
+        watchdog.start()
     except OSError as error:
         problem = f"cannot reach port {port} of {host} ({one_line(error)})"
     if anywhere(watchdog is None):
@@ -188,9 +196,9 @@ def _watch(program: str) -> Watchdog | None:
             f"process is noticed by JAX's own heartbeat only, after {2 * LOST_AFTER_S:g} s",
             stacklevel=2,
         )
+        if watchdog is not None:
+            watchdog.stop()
         return None
-    assert watchdog is not None
-    watchdog.start()
     return watchdog
 
 

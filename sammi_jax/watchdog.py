@@ -6,9 +6,11 @@ and small messages go over it for the case that a machine or the network is gone
 A thread does all this: it needs nothing of the main thread, which may be compiling, or hang.
 """
 
+import ctypes
 import json
 import os
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -77,6 +79,7 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to watch."""
+        _delay_abort()
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -274,6 +277,18 @@ class Hub(Watchdog):
                     link.receive()
                 except (OSError, ValueError):
                     self._close(link)
+
+
+def _delay_abort() -> None:
+    """Let an abort of this process take 6 s longer, in which the watchdog says why and ends it.
+
+    JAX aborts at once where it sees process 0 go, and would be first. The handler is C's own
+    ``sleep``, which takes the signal's number for its seconds: Python's handlers run in the main
+    thread, once the abort is over.
+    """
+    c = ctypes.CDLL(None)
+    c.signal.argtypes, c.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
 
 
 def _failed(who: str, text: str) -> str:
