@@ -10,14 +10,17 @@ import sys
 from pathlib import Path
 
 from sammi_jax.cli.options import add_config_arguments
-from sammi_jax.distributed import add_arguments, join
+from sammi_jax.distributed import add_arguments, run_job
 from sammi_jax.errors import SammiError
+from sammi_jax.watchdog import EXIT_AGAIN
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line (default: the process's)."""
     parser = argparse.ArgumentParser(
-        description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot."
+        description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot.",
+        epilog="Exit codes: 0 evaluated; 1 refused or stopped, with a message; 2 wrong use; "
+        f"{EXIT_AGAIN} another process of the job was lost: the same command in all goes on.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -55,13 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit code."""
     options = parse_arguments(arguments)
-    try:
-        join(options)
-        print(_evaluate(options))
-    except SammiError as error:
-        print(f"eval.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return run_job("eval.py", options, lambda: _evaluate(options))
 
 
 def _evaluate(options: argparse.Namespace) -> str:

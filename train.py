@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from sammi_jax.cli.options import add_config_arguments
-from sammi_jax.distributed import EXIT_PREEMPTED, PreemptedError, add_arguments, join
-from sammi_jax.errors import SammiError
+from sammi_jax.distributed import add_arguments, run_job
+from sammi_jax.watchdog import EXIT_AGAIN
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +22,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train an experiment; resumes by itself.",
         epilog="Exit codes: 0 trained; 1 refused or stopped, with a message; 2 wrong use; "
-        f"{EXIT_PREEMPTED} SIGTERM came and the state is saved: the same command goes on.",
+        f"{EXIT_AGAIN} SIGTERM came and the state is saved, or another process of the job was "
+        "lost: the same command (in all processes) goes on.",
     )
     add_config_arguments(parser)
     parser.add_argument("--workdir", required=True, type=Path, help="for checkpoints and the model")
@@ -39,18 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
     from sammi_jax.loop import train
     from sammi_jax.tasks import make_task
 
-    try:
-        join(options)
+    def work() -> str:
         config = load_config(options.config, options.set)
         folder = train(make_task(config), config, options.workdir)
-    except SammiError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    except PreemptedError as notice:
-        print(f"train.py: {notice}", file=sys.stderr)
-        return EXIT_PREEMPTED
-    print(f"trained model: {os.path.relpath(folder)}")
-    return 0
+        return f"trained model: {os.path.relpath(folder)}"
+
+    return run_job("train.py", options, work)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -13,13 +13,24 @@ from flax import nnx
 from safetensors.torch import save_file
 
 from sammi_jax.cli.main import main
-from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.config import (
+    ClipConfig,
+    ClipTextConfig,
+    ClipVisionConfig,
+    MaskConfig,
+    MaskFilterConfig,
+    TsppConfig,
+)
 from sammi_jax.convert import sammi as convert_sammi
+from sammi_jax.data.openshapes import build_tokenizer
+from sammi_jax.experiment import SegmentConfig, TrainConfig
 from sammi_jax.folder import describe, read_model
 from sammi_jax.kinds import model_maker
 from sammi_jax.models.sammi import SamInput
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.params import build
+from sammi_jax.tasks import make_task
+from sammi_jax.text.tokenizer import Tokenizer
 from tests.parity import assert_parity
 from tests.sam_reference import SIDE, SMALL, HfConfig, make_model, meta_tensors
 from tests.sam_reference import tensors_of as sam_tensors
@@ -456,3 +467,42 @@ def test_taken_destination(tmp_path, capsys, good_sources):
     line = refused(tmp_path, capsys, "clip", good_sources["clip"][0], tmp_path / "taken")
     assert "exists already" in line
     assert (tmp_path / "taken" / "notes.txt").read_text() == "mine"
+
+
+OPEN_FILTER = MaskFilterConfig(min_iou=-100.0, min_stability=0.0, max_area=1.0)
+
+
+def first_losses(segmenter, model, sam=None, change=None):
+    """What training from these model folders logs for its first step."""
+    task = SegmentConfig(model=model, segmenter=str(segmenter), sam=sam and str(sam))
+    rules = make_task(TrainConfig(task=task, batch_size=2))
+    params = rules.initial_params(0)
+    if change is not None:
+        params |= {path: change(value) for path, value in params.items() if path.startswith("dmi/")}
+
+    @jax.jit
+    def losses(params, batch):
+        return rules.loss(build(lambda: rules.make(nnx.Rngs(0)), params), batch, jax.random.key(0))
+
+    batch = jax.tree.map(jnp.asarray, rules.batch(0))
+    return {name: float(value) for name, value in losses(params, batch)[1].items()}
+
+
+def test_training_sammi_begins_at_catsegs_loss(catseg_folder, sam_file, tmp_path, rng):
+    """As configs/sammi_vitb16.py: DMI injects nothing yet, though there are masks."""
+    shutil.copytree(catseg_folder, tmp_path / "catseg")
+    Tokenizer(build_tokenizer()).save(tmp_path / "catseg")
+    assert convert("sam", sam_file, tmp_path / "sam") == 0
+    catseg, sam = (describe(tmp_path / kind).config for kind in ("catseg", "sam"))
+    masks = MaskConfig(sam=sam, tspp=TsppConfig(num_points=8, min_score=0.0), filter=OPEN_FILTER)
+    sammi = dataclasses.replace(catseg, masks=masks)
+    alone = first_losses(tmp_path / "catseg", catseg)
+    together = first_losses(tmp_path / "catseg", sammi, tmp_path / "sam")
+    assert together["masks"] > 0
+    assert together["segmentation_loss"] == pytest.approx(alone["segmentation_loss"], rel=1e-6)
+
+    def noise(value):
+        return value + rng.normal(0, 0.1, value.shape).astype("f")
+
+    injected = first_losses(tmp_path / "catseg", sammi, tmp_path / "sam", change=noise)
+    assert injected["segmentation_loss"] != pytest.approx(alone["segmentation_loss"], rel=1e-3)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "sammi_jax"
 LAYERS = [
-    {"typing", "errors", "files", "distributed", "curves"},
+    {"typing", "errors", "files", "distributed", "watchdog", "curves"},
     {"config"},
     {"ops"},
     {"layers"},

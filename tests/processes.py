@@ -1,0 +1,59 @@
+"""`train.py` in several processes of one machine, for tests."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_process(config, workdir, *arguments, devices=1, before="", precision="default"):
+    """``train.py`` after the statements ``before``; its stderr is a pipe.
+
+    Programs are compiled once for all runs of a configuration.
+    """
+    code = f"import sys, train\n{before}\nsys.exit(train.main(sys.argv[1:]))"
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, "--config", config, "--workdir", workdir, *arguments],
+        env=os.environ
+        | {
+            "XLA_FLAGS": flags,
+            "JAX_DEFAULT_MATMUL_PRECISION": precision,
+            "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": str(ROOT),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_job(config, workdir, *arguments, count=2, **options):
+    """The processes of a job."""
+    job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count))
+    return [
+        start_process(config, workdir, *arguments, *job, "--process-id", str(index), **options)
+        for index in range(count)
+    ]
+
+
+def finish(*processes):
+    """Exit codes and what stood on stderr."""
+    texts = [process.communicate(timeout=500)[1] for process in processes]
+    return [process.returncode for process in processes], texts
+
+
+def losses(workdir):
+    lines = (workdir / "log.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}

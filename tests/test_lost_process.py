@@ -1,0 +1,98 @@
+"""Jobs of several `train.py` processes that lose one of them, fail in one, or never assemble."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.processes import ROOT, finish, free_port, losses, start_job, start_process
+from tests.test_train_kill import EXPERIMENT
+
+STEPS = 60
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    (folder / "tiny.py").write_text(EXPERIMENT)
+    return folder / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def straight(config, tmp_path_factory):
+    """A folder where two processes trained without a break; tests only read it."""
+    workdir = tmp_path_factory.mktemp("straight") / "run"
+    codes, texts = finish(*start_job(config, workdir))
+    assert codes == [0, 0], texts
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, tmp_path, victim):
+    processes = start_job(config, tmp_path)
+    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 400
+    while time.monotonic() < deadline and (not log.is_file() or len(losses(tmp_path)) < 20):
+        time.sleep(0.01)
+    begin = time.monotonic()
+    processes[victim].send_signal(signal.SIGKILL)
+    code = processes[1 - victim].wait(timeout=60)
+    seconds = time.monotonic() - begin
+    _, (text,) = finish(processes[1 - victim])
+    line = text.strip().splitlines()[-1]
+    print(f"process {victim} killed: the other ended after {seconds:.2f} s with {code}: {line}")
+    assert code == 75
+    assert seconds < 10
+    assert line.startswith(f"train.py: process {victim} (")
+    assert "was lost" in line
+    assert "start all processes again with the same command" in line
+    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
+    assert 0 < saved < STEPS
+    codes, texts = finish(*start_job(config, tmp_path))
+    assert codes == [0, 0], texts
+    assert losses(tmp_path) == losses(straight)
+    models = [folder / "model" / "model.safetensors" for folder in (tmp_path, straight)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_the_other(config, tmp_path):
+    """Here the other would wait for it in a collective."""
+    broken = "import sammi_jax.tasks as t\nfrom sammi_jax.errors import SammiError\n" + (
+        "def make_task(config): raise SammiError('no such picture')\nt.make_task = make_task"
+    )
+    job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id")
+    codes, texts = finish(
+        start_process(config, tmp_path, *job, "0"),
+        start_process(config, tmp_path, *job, "1", before=broken),
+    )
+    assert codes == [1, 1]
+    last = [text.strip().splitlines()[-1] for text in texts]
+    assert last[0].startswith("train.py: process 1 (")
+    assert "ended with an error (no such picture)" in last[0]
+    assert last[1] == "train.py: no such picture"
+
+
+@pytest.mark.parametrize("process", ["0", "1"])
+def test_a_job_that_never_assembles(config, tmp_path, process):
+    port = free_port()
+    job = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process)
+    early = "import sammi_jax.distributed\nsammi_jax.distributed.JOIN_TIMEOUT_S = 2"
+    (code,), (text,) = finish(start_process(config, tmp_path, *job, before=early))
+    assert code == 1
+    line = text.strip().splitlines()[-1]
+    assert line.startswith("train.py: the job did not assemble within 2 s")
+    assert f"number {process}, waited for 2 processes at 127.0.0.1:{port}" in line
+
+
+def test_no_environment_describes_a_job(config, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "train.py", "--config", config, "--workdir", tmp_path,
+         "--distributed"],
+        capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1].startswith("train.py: cannot join the job (")
+    assert "give --coordinator HOST:PORT, --num-processes N and --process-id I" in done.stderr
