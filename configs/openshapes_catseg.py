@@ -15,7 +15,7 @@ config = TrainConfig(
     optim=OptimConfig(
         peak_lr=2e-3, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=180,
+    steps=160,
     batch_size=4,
-    checkpoint_every=90,
+    checkpoint_every=80,
 )
