@@ -50,7 +50,7 @@ def start_job(config, workdir, *arguments, count=2, **options):
 
 def finish(*processes):
     """Exit codes and what stood on stderr."""
-    texts = [process.communicate(timeout=500)[1] for process in processes]
+    texts = [process.communicate(timeout=900)[1] for process in processes]
     return [process.returncode for process in processes], texts
 
 

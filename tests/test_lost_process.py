@@ -10,7 +10,8 @@ import pytest
 from tests.processes import ROOT, finish, free_port, losses, start_job, start_process
 from tests.test_train_kill import EXPERIMENT
 
-STEPS = 60
+STEPS = 24
+SHORT = ("--set", f"steps={STEPS}")
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def config(tmp_path_factory):
 def straight(config, tmp_path_factory):
     """A folder where two processes trained without a break; tests only read it."""
     workdir = tmp_path_factory.mktemp("straight") / "run"
-    codes, texts = finish(*start_job(config, workdir))
+    codes, texts = finish(*start_job(config, workdir, *SHORT))
     assert codes == [0, 0], texts
     return workdir
 
@@ -32,9 +33,9 @@ def straight(config, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, tmp_path, victim):
-    processes = start_job(config, tmp_path)
+    processes = start_job(config, tmp_path, *SHORT)
     log, deadline = tmp_path / "log.jsonl", time.monotonic() + 400
-    while time.monotonic() < deadline and (not log.is_file() or len(losses(tmp_path)) < 20):
+    while time.monotonic() < deadline and (not log.is_file() or len(losses(tmp_path)) < 10):
         time.sleep(0.01)
     begin = time.monotonic()
     processes[victim].send_signal(signal.SIGKILL)
@@ -50,7 +51,7 @@ def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, t
     assert "start all processes again with the same command" in line
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
     assert 0 < saved < STEPS
-    codes, texts = finish(*start_job(config, tmp_path))
+    codes, texts = finish(*start_job(config, tmp_path, *SHORT))
     assert codes == [0, 0], texts
     assert losses(tmp_path) == losses(straight)
     models = [folder / "model" / "model.safetensors" for folder in (tmp_path, straight)]
