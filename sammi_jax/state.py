@@ -52,7 +52,8 @@ def make_train_step(
             return loss({**state.frozen, **trainable}, batch, key)
 
         (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "loss": value,

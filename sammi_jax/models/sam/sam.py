@@ -27,6 +27,7 @@ class Sam(nnx.Module):
         self.prompt_encoder = PromptEncoder(config, rngs=rngs)
         self.mask_decoder = MaskDecoder(config, rngs=rngs)
 
+    @jax.named_scope("sam_encoder")
     def encode_image(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Embed normalised, zero-padded images of side ``image_size``."""
         return self.image_encoder(image)
@@ -53,6 +54,7 @@ class Sam(nnx.Module):
             embeddings, points[:, :, None], labels[:, :, None], multimask=multimask
         )
 
+    @jax.named_scope("sam_decoder")
     def decode_prompts(
         self,
         embeddings: Float[Array, "b g g c"],
