@@ -79,15 +79,17 @@ def test_bad_input():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_compiles_for_a_small_pod():
-    """The command, from the training step to the table, with a model cut down to compile fast."""
-    small = ["batch_size=8", "compute_dtype=bfloat16", "task.num_classes=4"]
+    """The command, from the training step to the table, with what compiles fast."""
+    small = ["batch_size=4", "compute_dtype=bfloat16", "task.num_classes=4",
+             "task.model.clip.text.num_layers=1", "optim.muon_ratio=none"]  # fmt: skip
     command = [sys.executable, "-m", "sammi_jax", "compile", "--config",
-               ROOT / "configs/openshapes_catseg.py", "--topology", "v5e:2x4",
+               ROOT / "configs/openshapes_catseg.py", "--topology", "v5e:2x2",
                *(word for setting in small for word in ("--set", setting))]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "| v5e:2x4 | 8 | 8 x 1 | 8 |" in done.stdout
+    assert "| v5e:2x2 | 4 | 4 x 1 | 4 |" in done.stdout
     assert "all-reduce" in done.stdout
     for part in ("clip_image", "aggregator", "aggregator backward", "optimizer"):
         assert re.search(rf"^  {part} +[\d.]+ ms", done.stdout, re.MULTILINE), done.stdout
