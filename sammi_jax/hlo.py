@@ -112,7 +112,24 @@ class _Walk:
         total = Cost()
         for instruction in self.computations.get(name, {}).values():
             self._instruction(total, name, instruction, self._part(instruction, part))
+        fused = {}  # a collective that goes on during several fusions is written in each of them
+        for instruction in self.computations.get(name, {}).values():
+            if instruction.opcode in ("fusion", "async-start"):
+                fused.update(self._fused_collectives(instruction.called("calls")))
+        for kind, sent in fused.values():
+            total.sent[kind] += sent
         return total
+
+    def _fused_collectives(self, name: str) -> dict[str, tuple[str, int]]:
+        """Kind and bytes sent of the collectives inside a fusion, by channel."""
+        found: dict[str, tuple[str, int]] = {}
+        for item in self.computations.get(name, {}).values():
+            if item.opcode in COLLECTIVES:
+                sent = _sent(item.opcode, _shape_bytes(item.shape), self._group(item))
+                found[item.find(r"channel_id=(\d+)") or item.name] = (item.opcode, sent)
+            elif item.opcode == "fusion":
+                found.update(self._fused_collectives(item.called("calls")))
+        return found
 
     def _instruction(self, total: Cost, within: str, item: Instruction, part: str) -> None:
         kind = item.opcode.removesuffix("-done")
@@ -129,8 +146,6 @@ class _Walk:
             total.add(max(costs, key=lambda cost: cost.cycles.total()))
         elif item.opcode == "call":
             total.add(self._computation(item.called("to_apply"), part))
-        elif item.opcode in ("fusion", "async-start"):  # a fusion's cycles stand beside it
-            total.sent.update(self._computation(item.called("calls"), part).sent)
         elif kind in COLLECTIVES:
             start = self.computations[within].get(item.find(r"^%?([\w.\-]+)") or "", item)
             asked = start if item.opcode.endswith("-done") else item

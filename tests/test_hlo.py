@@ -76,6 +76,7 @@ def test_collectives_send_what_a_ring_sends():
         ("f32[6]{0} all-to-all(%x), replica_groups={}", 21),
         ("f32[6]{0} all-reduce(%x), replica_groups=mesh['a'=8] {'a':(2)4}", 36),
         ("f32[6]{0} fusion(%x), kind=kCustom, calls=%hidden", 24),
+        ("f32[6]{0} fusion(%x), calls=%hidden\n  %b = f32[6]{0} fusion(%x), calls=%hidden", 24),
         ("f32[6]{0} all-gather-done(%start)", 12),
     ],
 )
@@ -84,7 +85,7 @@ def test_groups_and_asynchronous_forms(line, sent):
 HloModule jit_f, num_partitions=8
 
 %hidden (p: f32[6]) -> f32[6] {{
-  ROOT %moved = f32[6]{{0}} collective-permute(%p), source_target_pairs={{{{0,1}}}}
+  ROOT %moved = f32[6]{{0}} collective-permute(%p), channel_id=7, source_target_pairs={{{{0,1}}}}
 }}
 
 ENTRY %main (x: f32[6]) -> f32[6] {{
