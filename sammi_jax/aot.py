@@ -4,6 +4,7 @@ libtpu compiles for any topology on any machine. Parameters and batches are shap
 allocated, no checkpoint and no data set is needed.
 """
 
+import math
 import os
 import re
 import time
@@ -24,7 +25,8 @@ from sammi_jax.data.sam_cache import EMBEDDINGS
 from sammi_jax.data.vocabulary import get_vocabulary
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OPENSHAPES, MeshConfig, SegmentConfig, TrainConfig
-from sammi_jax.flops import count_flops
+from sammi_jax.flops import PEAK_FLOPS, count_flops
+from sammi_jax.hlo import Cost, program_cost
 from sammi_jax.loop import make_loss, trainable_paths
 from sammi_jax.optim import make_optimizer, make_schedule
 from sammi_jax.parallel import AXES, batch_sharding, check_batch_size, fsdp_sharding, replicated
@@ -33,15 +35,44 @@ from sammi_jax.state import TrainState, make_train_step
 from sammi_jax.tasks.segment import SegmentRules
 from sammi_jax.tasks.segment_data import is_random
 
-# Published figures: TFLOP/s in bfloat16 and bytes of memory, a chip.
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+
+    Attributes:
+        peak: FLOP/s in bfloat16.
+        hbm: bytes of memory.
+        clock: Hz; the rate at which the multiply-adds a cycle that libtpu's estimates assume (4, 8
+            and 16 units of 128 x 128) make up the peak.
+        link: bytes/s that it sends over all its links together: half of the bandwidth published
+            for both directions.
+    """
+
+    peak: float
+    hbm: int
+    clock: float
+    link: float
+
+
 CHIPS = {
-    "v4": (275e12, 32 * 2**30),
-    "v5e": (197e12, 16 * 2**30),
-    "v5p": (459e12, 95 * 2**30),
-    "v6e": (918e12, 32 * 2**30),
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 1.50e9, 200e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 1.75e9, 600e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1.75e9, 400e9),
 }
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "u8": 1, "s8": 1, "f16": 2}
+# Names that the models and the step give with jax.named_scope.
+PARTS = (
+    "clip_image",
+    "clip_text",
+    "tspp",
+    "sam_encoder",
+    "sam_decoder",
+    "smagg",
+    "dmi",
+    "aggregator",
+    "loss",
+    "optimizer",
+)
 
 
 @dataclass(frozen=True)
@@ -53,13 +84,14 @@ class Compiled:
         chips: how many.
         mesh: (data, fsdp).
         batch_size: images a step, over all chips.
-        memory: bytes of arguments (less what is donated), outputs and temporaries at the peak.
-        hbm: bytes that a chip has.
+        trainable: how many parameters train.
+        frozen: how many do not.
+        optimizer: bytes of the optimizer's state.
+        memory: bytes of arguments (less what is donated), outputs, temporaries and code; where they
+            do not fit, what the compiler says that it would need.
         model_flops: of the whole step's matrix products and convolutions, as traced: recomputation
             is left out, so that it does not count as use.
-        estimated_s: the compiler's estimate of the step's time; None where it gives none. Whether
-            it counts each iteration of a loop is libtpu's affair and was not checked.
-        collectives: see `collective_bytes`.
+        cost: see `sammi_jax.hlo`; None where the step does not fit.
         compile_s: seconds.
     """
 
@@ -67,25 +99,53 @@ class Compiled:
     chips: int
     mesh: tuple[int, int]
     batch_size: int
+    trainable: int
+    frozen: int
+    optimizer: int
     memory: int
-    hbm: int
     model_flops: float
-    estimated_s: float | None
-    collectives: dict[str, int]
+    cost: Cost | None
     compile_s: float
+
+    @property
+    def chip(self) -> Chip:
+        """Its published figures."""
+        return CHIPS[self.topology.partition(":")[0]]
 
     @property
     def fits(self) -> bool:
         """Whether a chip's memory holds the step."""
-        return self.memory <= self.hbm
+        return self.cost is not None and self.memory <= self.chip.hbm
+
+    @property
+    def parts_s(self) -> dict[str, float]:
+        """Estimated seconds of each part's arithmetic, the longest first."""
+        cycles = self.cost.cycles if self.cost else Counter[str]()
+        return {part: count / self.chip.clock for part, count in cycles.most_common()}
+
+    @property
+    def compute_s(self) -> float:
+        """Estimated seconds of arithmetic: libtpu's cycles over the clock."""
+        return sum(self.parts_s.values())
+
+    @property
+    def link_s(self) -> float:
+        """Seconds of collectives, were all links of a chip always full."""
+        return self.cost.sent.total() / self.chip.link if self.cost else 0.0
+
+    @property
+    def estimated_s(self) -> float | None:
+        """Seconds a step: arithmetic and collectives one after the other; None if it doesn't fit.
+
+        XLA overlaps some of the collectives, so their sum is the careful figure.
+        """
+        return self.compute_s + self.link_s if self.cost else None
 
     @property
     def mfu(self) -> float | None:
         """Model FLOPs of the estimated time over the peak of all chips."""
-        if not self.estimated_s:
-            return None
-        peak = CHIPS[self.topology.partition(":")[0]][0]
-        return self.model_flops / (self.estimated_s * self.chips * peak)
+        seconds = self.estimated_s
+        return self.model_flops / (seconds * self.chips * self.chip.peak) if seconds else None
 
 
 def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> Compiled:
@@ -104,31 +164,57 @@ def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> 
         raise SammiError("only segmentation experiments are compiled ahead of time")
     devices = describe_topology(topology)
     mesh = _make_mesh(devices, mesh_shape)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.accumulate)
     step, state, batch = abstract_step(config, config.task, mesh)
     plain = replace(config.task, remat=False)
     flops = count_flops(*abstract_step(config, plain, mesh))
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        compiled = jax.jit(step, donate_argnums=0).lower(state, batch).compile()
-    seconds = time.perf_counter() - began
-    memory = cast(Any, compiled.memory_analysis())  # every TPU compiler has one
-    cost = compiled.cost_analysis() or {}
-    estimated = cost.get("optimal_seconds", 0.0)
+        memory, cost = _compile(jax.jit(step, donate_argnums=0).lower(state, batch))
     return Compiled(
         topology,
         len(devices),
         (mesh.shape[AXES[0]], mesh.shape[AXES[1]]),
         config.batch_size,
+        _count(state.trainable),
+        _count(state.frozen),
+        _chip_bytes(state.opt_state),
+        memory,
+        flops,
+        cost,
+        time.perf_counter() - began,
+    )
+
+
+def _compile(lowered: Any) -> tuple[int, Cost | None]:
+    """Bytes a chip, and the cost; None for it where the bytes are too many."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+        if not needed:
+            raise
+        return int(float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2]))), None
+    memory = cast(Any, compiled.memory_analysis())  # every TPU compiler has one
+    needed = (
         memory.argument_size_in_bytes
         - memory.alias_size_in_bytes
         + memory.output_size_in_bytes
-        + memory.temp_size_in_bytes,
-        CHIPS[topology.partition(":")[0]][1],
-        flops,
-        estimated if estimated and estimated > 0 else None,
-        collective_bytes(compiled.as_text() or ""),
-        seconds,
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return needed, program_cost(compiled.as_text() or "", PARTS)
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _chip_bytes(tree: Any) -> int:
+    """Bytes that one chip holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
     )
 
 
@@ -145,7 +231,8 @@ def describe_topology(name: str) -> list[Any]:
             f"{', '.join(CHIPS)}"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud where it runs
-    bounds = {"chips_per_host_bounds": (2, 2, 1)} if chip in ("v5e", "v6e") else {}
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so none is locked
+    bounds = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
     try:
         return list(topologies.get_topology_desc(name, platform="tpu", **bounds).devices)
     except Exception as error:  # what libtpu raises differs from version to version
@@ -180,7 +267,7 @@ def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
     state = TrainState(step, place(chosen), place(frozen), place(opt_state))
     loss = make_loss(rules, config.compute_dtype)
-    train_step = make_train_step(loss, optimizer, schedule, config.seed)
+    train_step = make_train_step(loss, optimizer, schedule, config.seed, config.accumulate)
     return train_step, state, _abstract_batch(config, task, vocabulary[0], mesh)
 
 
@@ -220,17 +307,3 @@ def _placed(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
-
-
-def collective_bytes(program: str) -> dict[str, int]:
-    """Bytes of the results of each kind of collective in an HLO program, written once each.
-
-    A lower bound: a collective inside a loop runs more often than it is written.
-    """
-    total: Counter[str] = Counter()
-    pattern = re.compile(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
-    for result, kind in pattern.findall(program):
-        for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result):
-            elements = int(np.prod([int(n) for n in shape.split(",") if n], dtype=np.int64))
-            total[kind] += _BYTES.get(dtype, 4) * elements
-    return dict(total)

@@ -55,9 +55,13 @@ def _product(equation: Any) -> float:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation runs; of a choice by platform, the last (the default)."""
+    """The jaxprs that an equation runs; of a choice, the one with the fewest products.
+
+    A choice by platform is between forms of one thing, and what a form multiplies beyond the least
+    is no part of the thing.
+    """
     if equation.primitive.name == "cond":
-        yield equation.params["branches"][-1].jaxpr
+        yield min((branch.jaxpr for branch in equation.params["branches"]), key=_count)
         return
     for value in equation.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):

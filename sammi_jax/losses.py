@@ -11,6 +11,7 @@ from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
 
+@jax.named_scope("loss")
 def segmentation_loss(
     logits: Float[Array, "b t h w"],
     labels: Int[Array, "b h2 w2"],

@@ -1,6 +1,6 @@
 """Where arrays live: one mesh, one size rule for parameters, one rule for batches.
 
-Modules carry no annotations; XLA propagates from the arguments.
+Modules carry no annotations, but for the few of `ops.sharding`; XLA propagates from the arguments.
 """
 
 from typing import Any

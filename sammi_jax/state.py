@@ -81,7 +81,8 @@ def make_train_step(
 
         gradient = _accumulated(jax.value_and_grad(loss_of, has_aux=True), accumulate)
         (value, metrics), grads = gradient(state.trainable, batch, key)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         grad_norm = optax.tree.norm(grads)
         metrics = metrics | {
             "loss": value,

@@ -1,23 +1,31 @@
-"""Compilation for pods that are not here. The compiler itself (libtpu) only in the slow tests."""
+"""Compilation for pods that are not here."""
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
 
-from sammi_jax.aot import Compiled, abstract_step, collective_bytes, describe_topology
-from sammi_jax.cli.compile import _best, _parse_grid, _table
+from sammi_jax.aot import Compiled, abstract_step, describe_topology
+from sammi_jax.cli.compile import _best, _details, _parse_grid, _table
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import MeshConfig, load_config
+from sammi_jax.hlo import Cost
 from sammi_jax.parallel import make_mesh
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULT = Compiled("v5e:4x4", 16, (16, 1), 64, 3 * 2**30, 16 * 2**30, 4e14, 0.5, {}, 1.0)
+COST = Cost(
+    Counter({"sam_encoder": 450_000_000, "other": 150_000_000}), Counter({"all-reduce": 2 * 10**10})
+)
+RESULT = Compiled(
+    "v5e:4x4", 16, (16, 1), 64, 7_000_000, 93_000_000, 2**20, 3 * 2**30, 4e14, COST, 1.0
+)
 
 
 @pytest.mark.parametrize(
@@ -37,25 +45,27 @@ def test_real_sizes_have_a_step_of_shapes(name):
     assert len(sharded) > 20
 
 
-def test_collectives_are_counted():
-    program = """
-      %a = bf16[4,128]{1,0} all-gather(%x), dimensions={0}
-      %b = (f32[10]{0}, f32[2,3]{1,0}) all-reduce(%y, %z), to_apply=%sum
-      %c = f32[8]{0} all-reduce-start(%y)
-      %d = f32[8]{0} add(%all-reduce.1, %y)
-    """
-    assert collective_bytes(program) == {"all-gather": 1024, "all-reduce": 4 * (10 + 6 + 8)}
-
-
-def test_mfu_fit_and_choice():
+def test_time_mfu_fit_and_choice():
+    """600 million cycles at 1.5 GHz, and 20 GB over links of 200 GB/s."""
+    assert (RESULT.compute_s, RESULT.link_s) == pytest.approx((0.4, 0.1))
     assert RESULT.mfu == pytest.approx(4e14 / (0.5 * 16 * 197e12))
     large = replace(RESULT, memory=17 * 2**30, batch_size=640)
-    slow = replace(RESULT, estimated_s=2.0)
-    assert _best([large, slow, RESULT]) is RESULT
-    assert _best([large]) is None
-    assert "| v5e:4x4 | 16 | 16 x 1 | 64 | 3.00 (16) | 400.00 | 0.5000 | 25.4% | none |" in _table(
-        [RESULT]
-    )
+    refused = replace(RESULT, memory=40 * 2**30, batch_size=6400, cost=None)
+    slow = replace(RESULT, cost=Cost(Counter(other=3_000_000_000)))
+    assert _best([large, refused, slow, RESULT]) is RESULT
+    assert _best([large, refused]) is None
+    table = _table([RESULT, refused])
+    assert (
+        "| v5e:4x4 | 16 | 16 x 1 | 64 | 3.00 (16) | 400.00 | 400.0 + 100.0 = 500.0 | 25.4% | "
+        "all-reduce 19073.5 |"
+    ) in table
+    assert "| 6400 | 40.00 (16) | 400.00 | does not fit | - | - |" in table
+
+
+def test_details_name_the_parts():
+    details = _details(RESULT)
+    assert "7,000,000 train, 93,000,000 are frozen. Optimizer state: 1.0 MiB a chip" in details
+    assert re.search(r"sam_encoder +300.00 ms +75.0%\n  other +100.00 ms +25.0%$", details)
 
 
 def test_bad_input():
@@ -67,13 +77,20 @@ def test_bad_input():
             describe_topology(name)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_compiles_for_a_small_pod():
+    """The command, from the training step to the table, with what compiles fast."""
+    small = ["batch_size=4", "compute_dtype=bfloat16", "task.num_classes=4",
+             "task.model.clip.text.num_layers=1", "task.model.aggregator.num_layers=0",
+             "optim.muon_ratio=none"]  # fmt: skip
     command = [sys.executable, "-m", "sammi_jax", "compile", "--config",
-               ROOT / "configs/openshapes_catseg.py", "--topology", "v5e:2x4",
-               "--set", "batch_size=8", "--set", "compute_dtype=bfloat16"]  # fmt: skip
+               ROOT / "configs/openshapes_catseg.py", "--topology", "v5e:2x2",
+               *(word for setting in small for word in ("--set", setting))]  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "| v5e:2x4 | 8 | 8 x 1 | 8 |" in done.stdout
+    assert "| v5e:2x2 | 4 | 4 x 1 | 4 |" in done.stdout
+    assert "all-reduce" in done.stdout
+    for part in ("clip_image", "aggregator", "aggregator backward", "optimizer"):
+        assert re.search(rf"^  {part} +[\d.]+ ms", done.stdout, re.MULTILINE), done.stdout

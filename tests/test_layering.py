@@ -11,7 +11,7 @@ LAYERS = [
     {"config"},
     {"ops"},
     {"layers"},
-    {"params", "flops"},
+    {"params", "flops", "hlo"},
     {"models", "text", "losses"},
     {"functional", "kinds", "images", "segmentation"},
     {"folder", "inference", "data", "experiment"},

@@ -13,7 +13,7 @@ from sammi_jax import layers
 from sammi_jax.config import SAM_SIZES
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer
-from sammi_jax.models.sam import image_encoder
+from sammi_jax.models.sam import image_encoder, relative_attention
 from sammi_jax.models.sam.sam import PROMPT_CHUNK, Sam
 from sammi_jax.params import abstract_params, build
 from tests.parity import assert_parity
@@ -142,10 +142,17 @@ def test_encoder_without_windowed_blocks(image):
 
 
 @pytest.mark.parametrize(
-    ("attend", "block"), [("_attend_by_rows", 4), ("_attend_by_rows", 15), ("_attend_by_heads", 28)]
+    ("attend", "block"),
+    [
+        ("_attend_by_rows", 4),
+        ("_attend_by_rows", 15),
+        ("_attend_by_heads", 28),
+        ("_attend_placed", 28),
+        ("_attend_placed", 56),
+    ],
 )
-def test_blocked_attention_equals_whole(monkeypatch, rng, attend, block):
-    """Blocks of one, two and four of the eight rows; the gradient too."""
+def test_forms_of_attention_are_equal(monkeypatch, rng, attend, block):
+    """In blocks of some rows and whole, positions added or part of the products; gradients too."""
     q, k, v = (jnp.asarray(rng.normal(size=(2, 3, 8, 7, 5)), jnp.float32) for _ in range(3))
     rel_h, rel_w = (jnp.asarray(rng.normal(size=(n, n, 5)), jnp.float32) for n in (8, 7))
 
@@ -157,12 +164,26 @@ def test_blocked_attention_equals_whole(monkeypatch, rng, attend, block):
         slope, out = jax.jit(jax.grad(loss, has_aux=True))(q)
         return out, slope
 
-    whole = value_and_slope(image_encoder._attend)
-    monkeypatch.setattr(image_encoder, "QUERY_BLOCK", block)
+    whole = value_and_slope(relative_attention._attend_cells)
+    monkeypatch.setattr(relative_attention, "QUERY_BLOCK", block)
     for name in (attend, "decomposed_attention"):
-        blocked = value_and_slope(getattr(image_encoder, name))
-        assert_parity(blocked[0], whole[0], name=f"sam {name} {block}")
-        assert_parity(blocked[1], whole[1], name=f"sam {name} {block}, gradient")
+        form = value_and_slope(getattr(relative_attention, name))
+        assert_parity(form[0], whole[0], name=f"sam {name} {block}")
+        assert_parity(form[1], whole[1], name=f"sam {name} {block}, gradient")
+
+
+def test_positions_in_products_are_not_rounded(rng):
+    """In bfloat16 both forms err alike, though the positions are large beside the products."""
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 4, 8, 8, 16)), jnp.bfloat16) for _ in range(3))
+    rel_h, rel_w = (jnp.asarray(3 * rng.normal(size=(8, 8, 16)), jnp.bfloat16) for _ in range(2))
+    exact = relative_attention._attend_cells(*(x.astype("f") for x in (q, k, v, rel_h, rel_w)))
+
+    def error(form):
+        out = jax.jit(form)(q, k, v, rel_h, rel_w)
+        return float(jnp.abs(out.astype(jnp.float32) - exact).mean())
+
+    added = error(relative_attention._attend_cells)
+    assert error(relative_attention._attend_placed) < 1.1 * added
 
 
 def test_relative_positions_are_interpolated(reference, rng):
@@ -170,7 +191,7 @@ def test_relative_positions_are_interpolated(reference, rng):
     get_rel_pos = reference.vision_encoder.layers[0].attn.get_rel_pos
     for size in (8, 5, 11):
         expected = get_rel_pos(size, size, torch.tensor(table))
-        ours = image_encoder.relative_positions(jnp.asarray(table), size)
+        ours = relative_attention.relative_positions(jnp.asarray(table), size)
         assert_parity(ours, expected, rel_l2=1e-6, name=f"sam relative positions {size}")
 
 

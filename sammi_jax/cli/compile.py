@@ -21,8 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="compile a training step for a TPU pod that is not here",
         description="Compile the training step of a configuration for a TPU topology with libtpu "
         "(pip install 'sammi_jax[tpu]') on this machine's CPU, and report memory a chip, FLOPs, "
-        "collectives and XLA's estimated step time. No weights, data or TPU are needed. The batch "
-        "size is over all chips.",
+        "collectives and an estimate of the step's time by part. No weights, data or TPU are "
+        "needed. The batch size is over all chips. docs/pods.md says what each figure is.",
     )
     add_config_arguments(parser)
     parser.add_argument(
@@ -59,9 +59,11 @@ def run(args: argparse.Namespace) -> int:
     if best is None:
         print("No combination fits the memory of a chip: raise fsdp, set task.remat=true, or lower "
               "the batch size.")  # fmt: skip
-    elif len(results) > 1:
+        return 1
+    if len(results) > 1:
         print(f"Fastest that fits: mesh.fsdp={best.mesh[1]} batch_size={best.batch_size}")
-    return 0 if best else 1
+    print(_details(best))
+    return 0
 
 
 def _parse_grid(text: str) -> list[tuple[int, int]]:
@@ -75,7 +77,7 @@ def _parse_grid(text: str) -> list[tuple[int, int]]:
 
 
 def _best(results: Sequence["Compiled"]) -> "Compiled | None":
-    """Most images a second by the compiler's estimate, of those that fit."""
+    """Most images a second by the estimate, of those that fit."""
     fitting = [result for result in results if result.fits]
     rate = lambda r: r.batch_size / r.estimated_s if r.estimated_s else 0.0  # noqa: E731
     return max(fitting, key=rate, default=None)
@@ -84,16 +86,39 @@ def _best(results: Sequence["Compiled"]) -> "Compiled | None":
 def _table(results: Sequence["Compiled"]) -> str:
     lines = [
         "| topology | chips | data x fsdp | batch | GiB a chip (of) | TFLOP a step | "
-        "estimated s | MFU | collectives, MiB a chip |",
+        "arithmetic + collectives = step, ms | MFU | sent, MiB a chip |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
-        moved = ", ".join(f"{kind} {size / 2**20:.1f}" for kind, size in r.collectives.items())
-        estimate = "-" if r.estimated_s is None else f"{r.estimated_s:.4f}"
-        mfu = "-" if r.mfu is None else f"{100 * r.mfu:.1f}%"
+        size = f"{r.memory / _GIB:.2f} ({r.chip.hbm / _GIB:.0f})"
+        time, mfu, sent = "does not fit", "-", "-"
+        if r.cost is not None and r.estimated_s and r.mfu is not None:
+            time = " = ".join(
+                (f"{1e3 * r.compute_s:.1f} + {1e3 * r.link_s:.1f}", f"{1e3 * r.estimated_s:.1f}")
+            )
+            mfu = f"{100 * r.mfu:.1f}%"
+            kinds = (f"{kind} {count / 2**20:.1f}" for kind, count in r.cost.sent.most_common())
+            sent = ", ".join(kinds) or "none"
         lines.append(
-            f"| {r.topology} | {r.chips} | {r.mesh[0]} x {r.mesh[1]} | {r.batch_size} | "
-            f"{r.memory / _GIB:.2f} ({r.hbm / _GIB:.0f}) | {r.model_flops / 1e12:.2f} | "
-            f"{estimate} | {mfu} | {moved or 'none'} |"
+            f"| {r.topology} | {r.chips} | {r.mesh[0]} x {r.mesh[1]} | {r.batch_size} | {size} | "
+            f"{r.model_flops / 1e12:.2f} | {time} | {mfu} | {sent} |"
+        )
+    return "\n".join(lines)
+
+
+def _details(result: "Compiled") -> str:
+    """Parameters, the optimizer's memory, and the estimated time of each part."""
+    lines = [
+        f"Parameters: {result.trainable:,} train, {result.frozen:,} are frozen. "
+        f"Optimizer state: {result.optimizer / 2**20:.1f} MiB a chip.",
+        f"Estimated arithmetic of {result.topology}, fsdp {result.mesh[1]}, "
+        f"batch {result.batch_size}, by part:",
+    ]
+    for part, seconds in result.parts_s.items():
+        share = seconds / result.compute_s
+        lines.append(f"  {part:24s}{1e3 * seconds:10.2f} ms {100 * share:5.1f}%")
+    if result.cost is not None and result.cost.unknown_loops:
+        lines.append(
+            f"  {result.cost.unknown_loops} loops of unknown length counted as one iteration"
         )
     return "\n".join(lines)

@@ -138,6 +138,7 @@ class Aggregator(nnx.Module):
             x = block(x, level)
         return self.head(x)[..., 0]
 
+    @jax.named_scope("aggregator")
     def __call__(
         self,
         cost: Float[Array, "b h w t p"],

@@ -10,6 +10,7 @@ computes and drops, are not computed.
 
 import math
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -184,6 +185,7 @@ class Clip(nnx.Module):
         """
         return self.vision(image)
 
+    @jax.named_scope("clip_image")
     def encode_dense(
         self,
         image: Float[Array, "b h w 3"],
@@ -205,6 +207,7 @@ class Clip(nnx.Module):
         layers = self.config.vision.num_layers
         return self.vision.dense(image, taps or (layers // 3 - 1, 2 * layers // 3 - 1), remat)
 
+    @jax.named_scope("clip_text")
     def encode_text(self, token_ids: Int[Array, "b n"], remat: bool = False) -> Float[Array, "b d"]:
         """Embedding of zero-padded token rows (`text.tokenizer.Tokenizer`), not normalised."""
         return self.text(token_ids, remat)

@@ -8,6 +8,7 @@ Every injection ends in a layer that starts at zero and has no bias, and is swit
 image without a valid mask: an untrained DMI changes nothing, and any DMI changes nothing there.
 """
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -138,6 +139,7 @@ class Dmi(nnx.Module):
         if config.high:
             self.high_injections = nnx.List(HighInjection(dim, rngs=rngs) for dim in guidance_dims)
 
+    @jax.named_scope("dmi")
     def low(
         self,
         features: Float[Array, "b h w d"],
@@ -147,6 +149,7 @@ class Dmi(nnx.Module):
         """F_l' from F_l and the share of each cell that each mask covers."""
         return self.low_injection(features, masks, valid) if self.config.low else features
 
+    @jax.named_scope("dmi")
     def inject_cost(
         self,
         cost: Float[Array, "b h w t p"],
@@ -166,6 +169,7 @@ class Dmi(nnx.Module):
             return cost
         return self.low_injection.inject_cost(cost, features, text_features, any_valid)
 
+    @jax.named_scope("dmi")
     def high(
         self,
         index: int,

@@ -30,6 +30,7 @@ from sammi_jax.models.tspp import PointPrompts, Tspp, class_distribution, grid_p
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
+from sammi_jax.ops.sharding import spread, whole
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
 from sammi_jax.typing import Array, Bool, Float, Int
 
@@ -302,8 +303,11 @@ def text_embeddings(
     clip: Clip, token_ids: Int[Array, "t p l"], remat: bool = False
 ) -> Float[Array, "t p d"]:
     """Unit-length CLIP embeddings of every class and template."""
-    features = clip.encode_text(rearrange(token_ids, "t p l -> (t p) l"), remat)
-    return rearrange(l2_normalize(features), "(t p) d -> t p d", p=token_ids.shape[1])
+    # All images share the texts, so every device of a pod would encode all of them, which is more
+    # work than its images: each takes a share instead.
+    texts = spread(rearrange(token_ids, "t p l -> (t p) l"))
+    features = whole(l2_normalize(clip.encode_text(texts, remat)))
+    return rearrange(features, "(t p) d -> t p d", p=token_ids.shape[1])
 
 
 def view_layout(config: SegmenterConfig) -> ViewLayout:

@@ -73,6 +73,7 @@ def connected_components(adjacency: Bool[Array, "b n n"]) -> Int[Array, "b n"]:
     return jnp.argmax(reachable, axis=-1).astype(jnp.int32)  # the first True
 
 
+@jax.named_scope("smagg")
 def aggregate_masks(
     masks: Bool[Array, "b n h w"],
     valid: Bool[Array, "b n"],

@@ -57,6 +57,7 @@ class Tspp(nnx.Module):
         # move the distribution over classes, but it lets each class's probability be calibrated.
         self.bias = nnx.Param(jnp.zeros((), jnp.float32))
 
+    @jax.named_scope("tspp")
     def class_logits(
         self, features: Float[Array, "b h w d"], text_features: Float[Array, "t p d"]
     ) -> Float[Array, "b h w t"]:
@@ -87,6 +88,7 @@ def class_distribution(
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1, where=class_mask)
 
 
+@jax.named_scope("tspp")
 def sample_points(
     distribution: Float[Array, "b h w t"],
     num_points: int,
@@ -149,6 +151,7 @@ def grid_points(num_per_side: int, grid_size: int, *, batch: int) -> PointPrompt
     )
 
 
+@jax.named_scope("loss")
 def tspp_loss(
     logits: Float[Array, "b h w t"],
     labels: Int[Array, "b h2 w2"],

@@ -13,113 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config import SamConfig
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
-from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.models.sam.relative_attention import decomposed_attention, relative_positions
 from sammi_jax.ops.windows import window_merge, window_partition
 from sammi_jax.typing import Array, Float
 
 EPS = 1e-6  # of every norm here, as in the original's build_sam.py and LayerNorm2d
-QUERY_BLOCK = 512  # queries whose scores against all keys are held at once
-
-
-def relative_positions(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
-    """``out[q, k] = table[q - k + size - 1]`` for positions along one axis of ``size`` cells.
-
-    A table of another length than ``2 * size - 1`` is interpolated linearly, as in the original.
-    """
-    length = 2 * size - 1
-    if table.shape[0] != length:
-        table = jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
-    return table[np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1]
-
-
-def _attend(
-    query: Float[Array, "*b r w d"],
-    key: Float[Array, "*b h w d"],
-    value: Float[Array, "*b h w d"],
-    rel_h: Float[Array, "r h d"],
-    rel_w: Float[Array, "w w d"],
-) -> Float[Array, "*b r w d"]:
-    """Attention of some rows of queries to the whole map; scores and positions in float32."""
-    full = query.astype(jnp.float32)
-    bias_h = jnp.einsum("...rwd,rhd->...rwh", full, rel_h.astype(jnp.float32))
-    bias_w = jnp.einsum("...rwd,wvd->...rwv", full, rel_w.astype(jnp.float32))
-    scores = jnp.einsum(
-        "...rwd,...hvd->...rwhv",
-        query * query.shape[-1] ** -0.5,
-        key,
-        preferred_element_type=jnp.float32,
-    )
-    scores = scores + bias_h[..., :, None] + bias_w[..., None, :]
-    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)
-    return jnp.einsum("...rwhv,...hvd->...rwd", weights, value)
-
-
-def _attend_by_rows(
-    query: Float[Array, "*b h w d"],
-    key: Float[Array, "*b h w d"],
-    value: Float[Array, "*b h w d"],
-    rel_h: Float[Array, "h h d"],
-    rel_w: Float[Array, "w w d"],
-) -> Float[Array, "*b h w d"]:
-    """`_attend` for all queries, `QUERY_BLOCK` of them at a time."""
-    height, width = query.shape[-3:-1]
-    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * width <= QUERY_BLOCK]
-    rows = max(fitting, default=1)
-    if rows == height:
-        return _attend(query, key, value, rel_h, rel_w)
-
-    @jax.checkpoint  # the backward pass makes a block's scores again instead of keeping them all
-    def block(inputs: tuple[Array, Array]) -> Array:
-        return _attend(inputs[0], key, value, inputs[1], rel_w)
-
-    query_blocks = rearrange(query, "... (i r) w d -> i ... r w d", r=rows)
-    out = jax.lax.map(block, (query_blocks, rearrange(rel_h, "(i r) k d -> i r k d", r=rows)))
-    return rearrange(out, "i ... r w d -> ... (i r) w d")
-
-
-def _attend_by_heads(
-    query: Float[Array, "*b h w d"],
-    key: Float[Array, "*b h w d"],
-    value: Float[Array, "*b h w d"],
-    rel_h: Float[Array, "h h d"],
-    rel_w: Float[Array, "w w d"],
-) -> Float[Array, "*b h w d"]:
-    """`_attend_by_rows`, one head (the last leading axis) at a time."""
-    heads = [jnp.moveaxis(x, -4, 0) for x in (query, key, value)]
-    out = jax.lax.map(lambda x: _attend_by_rows(x[0], x[1], x[2], rel_h, rel_w), heads)
-    return jnp.moveaxis(out, 0, -4)
-
-
-def decomposed_attention(
-    query: Float[Array, "*b h w d"],
-    key: Float[Array, "*b h w d"],
-    value: Float[Array, "*b h w d"],
-    rel_h: Float[Array, "h h d"],
-    rel_w: Float[Array, "w w d"],
-) -> Float[Array, "*b h w d"]:
-    """``softmax(q k / sqrt(d) + q rel_h[y, y'] + q rel_w[x, x']) v`` over the cells of a map.
-
-    Args:
-        query: heads are the last leading axis, as for ``key`` and ``value``.
-        key: see ``query``.
-        value: see ``query``.
-        rel_h: relative positions of rows, indexed by (row of the query, row of the key).
-        rel_w: the same of columns.
-    """
-    height, width = query.shape[-3:-1]
-    if height * width <= QUERY_BLOCK:
-        return _attend(query, key, value, rel_h, rel_w)
-    # A CPU is twice as fast when one head's block of scores fits its cache; an accelerator wants
-    # all heads at once.
-    return jax.lax.platform_dependent(
-        query, key, value, rel_h, rel_w, cpu=_attend_by_heads, default=_attend_by_rows
-    )
 
 
 class RelativeAttention(nnx.Module):

@@ -32,6 +32,7 @@ class Sam(nnx.Module):
         """Of the image embeddings: what the encoder's products compute in."""
         return self.image_encoder.patch_embed.projection.kernel[...].dtype
 
+    @jax.named_scope("sam_encoder")
     def encode_image(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Embed normalised, zero-padded images of side ``image_size``."""
         return self.image_encoder(image)
@@ -58,6 +59,7 @@ class Sam(nnx.Module):
             embeddings, points[:, :, None], labels[:, :, None], multimask=multimask
         )
 
+    @jax.named_scope("sam_decoder")
     def decode_prompts(
         self,
         embeddings: Float[Array, "b g g c"],

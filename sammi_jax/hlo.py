@@ -1,0 +1,201 @@
+"""What one run of a program compiled for a TPU costs a chip, read from its optimised HLO text.
+
+XLA's own totals (``compiled.cost_analysis()``: ``flops``, ``optimal_seconds``) count the body of a
+loop once, however often it runs. Here loops are multiplied out: from ENTRY on, everything in a body
+counts once an iteration. The trip count is the bound that the loop's condition compares with;
+`jax.lax.scan`, ``map`` and ``fori_loop`` count from 0 by 1. Of a choice at run time the dearest
+branch counts.
+
+What the sums hold and leave out:
+
+- ``cycles``: the estimate that libtpu's cost model writes beside an instruction
+  (``estimated_cycles``). It covers arithmetic and the reads and writes of the instruction itself.
+  Instructions without one (small copies, scalars) and the time to start an instruction are left
+  out.
+- ``sent``: bytes that each kind of collective sends, as a ring over its group would (`_sent`).
+- ``copied``: bytes of the asynchronous copies between HBM and the on-chip memory. They run beside
+  the arithmetic and are no part of ``cycles``.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+OTHER = "other"  # instructions outside every named scope
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A line ``name = shape opcode(rest`` of HLO text; ``rest`` is operands and attributes."""
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+    def find(self, pattern: str) -> str | None:
+        """The first group of a pattern in the attributes."""
+        found = re.search(pattern, self.rest)
+        return found[1] if found else None
+
+    def called(self, attribute: str) -> str:
+        """The computation that an attribute such as ``body`` names."""
+        return self.find(rf"\b{attribute}=%?([\w.\-]+)") or ""
+
+
+@dataclass
+class Cost:
+    """Sums over one run of a computation, on one chip; see the module.
+
+    Attributes:
+        cycles: by part of the model.
+        sent: bytes by kind of collective.
+        copied: bytes.
+        unknown_loops: loops whose trip count the text does not tell; they counted as one iteration.
+    """
+
+    cycles: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    copied: int = 0
+    unknown_loops: int = 0
+
+    def add(self, other: "Cost", times: int = 1) -> None:
+        """Add another cost so many times."""
+        self.cycles.update({key: times * value for key, value in other.cycles.items()})
+        self.sent.update({key: times * value for key, value in other.sent.items()})
+        self.copied += times * other.copied
+        self.unknown_loops += other.unknown_loops
+
+
+def program_cost(text: str, scopes: Iterable[str] = ()) -> Cost:
+    """The cost of a compiled program.
+
+    Args:
+        text: ``compiled.as_text()``.
+        scopes: names given by `jax.named_scope`; ``cycles`` are told apart by the innermost of
+            them, and within it by whether they belong to the backward pass (``NAME backward``).
+    """
+    return _Walk(text, scopes).run()
+
+
+class _Walk:
+    """The computations of a program, and the walk over them."""
+
+    def __init__(self, text: str, scopes: Iterable[str]):
+        self.computations: dict[str, dict[str, Instruction]] = {}
+        self.entry = ""
+        current: dict[str, Instruction] = {}
+        for line in text.splitlines():
+            if header := _COMPUTATION.match(line):
+                current = self.computations.setdefault(header[2], {})
+                self.entry = header[2] if header[1] else self.entry
+            elif found := _INSTRUCTION.match(line):
+                current[found[1]] = Instruction(*found.groups())
+        devices = re.search(r"\bnum_partitions=(\d+)", text)
+        self.devices = int(devices[1]) if devices else 1
+        names = "|".join(map(re.escape, scopes)) or "(?!)"
+        self.scope = re.compile(rf"(?<![\w.])(?:{names})(?![\w.])")
+
+    def run(self) -> Cost:
+        return self._computation(self.entry, OTHER)
+
+    def _computation(self, name: str, part: str) -> Cost:
+        total = Cost()
+        for instruction in self.computations.get(name, {}).values():
+            self._instruction(total, name, instruction, self._part(instruction, part))
+        fused = {}  # a collective that goes on during several fusions is written in each of them
+        for instruction in self.computations.get(name, {}).values():
+            if instruction.opcode in ("fusion", "async-start"):
+                fused.update(self._fused_collectives(instruction.called("calls")))
+        for kind, sent in fused.values():
+            total.sent[kind] += sent
+        return total
+
+    def _fused_collectives(self, name: str) -> dict[str, tuple[str, int]]:
+        """Kind and bytes sent of the collectives inside a fusion, by channel."""
+        found: dict[str, tuple[str, int]] = {}
+        for item in self.computations.get(name, {}).values():
+            if item.opcode in COLLECTIVES:
+                sent = _sent(item.opcode, _shape_bytes(item.shape), self._group(item))
+                found[item.find(r"channel_id=(\d+)") or item.name] = (item.opcode, sent)
+            elif item.opcode == "fusion":
+                found.update(self._fused_collectives(item.called("calls")))
+        return found
+
+    def _instruction(self, total: Cost, within: str, item: Instruction, part: str) -> None:
+        kind = item.opcode.removesuffix("-done")
+        if item.opcode == "while":
+            trips = self._trips(item.called("condition"))
+            total.unknown_loops += trips is None
+            for called in ("body", "condition"):
+                total.add(self._computation(item.called(called), part), trips or 1)
+        elif item.opcode == "conditional":
+            branches = item.find(r"\bbranch_computations=\{([^}]*)\}") or ", ".join(
+                (item.called("true_computation"), item.called("false_computation"))
+            )
+            costs = [self._computation(b.strip(" %"), part) for b in branches.split(",")]
+            total.add(max(costs, key=lambda cost: cost.cycles.total()))
+        elif item.opcode == "call":
+            total.add(self._computation(item.called("to_apply"), part))
+        elif kind in COLLECTIVES:
+            start = self.computations[within].get(item.find(r"^%?([\w.\-]+)") or "", item)
+            asked = start if item.opcode.endswith("-done") else item
+            total.sent[kind] += _sent(kind, _shape_bytes(item.shape), self._group(asked))
+        elif item.opcode in ("copy-done", "slice-done"):
+            total.copied += _shape_bytes(item.shape)
+        total.cycles[part] += int(item.find(r'"estimated_cycles":"(\d+)"') or 0)
+
+    def _part(self, item: Instruction, part: str) -> str:
+        """The scope of an instruction; that of the loop around it where it has no name."""
+        name = item.find(r'op_name="([^"]*)"')
+        found = self.scope.findall(name or "")
+        if not found:
+            return part
+        return found[-1] + (" backward" if "transpose(" in (name or "") else "")
+
+    def _trips(self, condition: str) -> int | None:
+        instructions = self.computations.get(condition, {}).values()
+        bounds = [
+            item.find(r"^(\d+)\)")
+            for item in instructions
+            if item.opcode == "constant" and item.shape.startswith("s32[]")
+        ]
+        counted = any("direction=LT" in item.rest for item in instructions)
+        return int(bounds[0]) if counted and len(bounds) == 1 and bounds[0] else None
+
+    def _group(self, item: Instruction) -> int:
+        """How many chips take part together."""
+        if listed := item.find(r"replica_groups=\{\{([\d,]+)\}"):
+            return listed.count(",") + 1
+        if sizes := item.find(r"replica_groups=\[(?:\d+,)*(\d+)\]"):
+            return int(sizes)
+        if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", item.rest):
+            sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+            axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
+            return int(np.prod([int(part or sizes[axis]) for axis, part in axes]))
+        return self.devices
+
+
+def _shape_bytes(shape: str) -> int:
+    return sum(
+        _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in sides.split(",") if n], dtype=np.int64))
+        for dtype, sides in _ARRAY.findall(shape)
+    )
+
+
+def _sent(kind: str, result: int, group: int) -> int:
+    """Bytes that one of ``group`` chips sends for a result of so many bytes, around a ring."""
+    if kind == "reduce-scatter":
+        return result * (group - 1)
+    if kind == "collective-permute":
+        return result
+    return (2 if kind == "all-reduce" else 1) * result * (group - 1) // group

@@ -1,0 +1,167 @@
+"""Attention with decomposed relative positions, in two forms that are equal up to rounding.
+
+Original: segment_anything/modeling/image_encoder.py, ``Attention`` and ``add_decomposed_rel_pos``;
+the positions are MViTv2's (Li et al. 2022, equation 4).
+
+Deviations: large maps are worked off in blocks of queries, so that their scores are never held
+whole; but on a CPU, the positions are part of the products (`_placed`).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.typing import Array, Float
+
+QUERY_BLOCK = 512  # queries whose scores against all keys are held at once
+
+
+def relative_positions(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
+    """``out[q, k] = table[q - k + size - 1]`` for positions along one axis of ``size`` cells.
+
+    A table of another length than ``2 * size - 1`` is interpolated linearly, as in the original.
+    """
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        table = jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
+    return table[np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1]
+
+
+def decomposed_attention(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """``softmax(q k / sqrt(d) + q rel_h[y, y'] + q rel_w[x, x']) v`` over the cells of a map.
+
+    Args:
+        query: heads are the last leading axis, as for ``key`` and ``value``.
+        key: see ``query``.
+        value: see ``query``.
+        rel_h: relative positions of rows, indexed by (row of the query, row of the key).
+        rel_w: the same of columns.
+    """
+    height, width = query.shape[-3:-1]
+    # Longer products are what an accelerator has to spare; a CPU has not. It is twice as fast, too,
+    # when one head's block of scores fits its cache.
+    on_cpu = _attend_cells if height * width <= QUERY_BLOCK else _attend_by_heads
+    return jax.lax.platform_dependent(
+        query, key, value, rel_h, rel_w, cpu=on_cpu, default=_attend_placed
+    )
+
+
+def _attend_placed(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """The positions as part of the products, `QUERY_BLOCK` queries at a time."""
+    height, width = query.shape[-3:-1]
+    queries, keys = _placed(query, key, rel_h, rel_w)
+    values = rearrange(value, "... h w d -> ... (h w) d")
+
+    def attend(queries: Array) -> Array:
+        scores = jnp.einsum("...qe,...ke->...qk", queries, keys, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        return jnp.einsum("...qk,...kd->...qd", weights, values)
+
+    size = max(n for n in range(1, QUERY_BLOCK + 1) if height * width % n == 0)
+    if size == height * width:
+        out = attend(queries)
+    else:  # the backward pass makes a block's scores again instead of keeping them all
+        blocks = rearrange(queries, "... (i q) e -> i ... q e", q=size)
+        out = jax.lax.map(jax.checkpoint(attend), blocks)
+        out = rearrange(out, "i ... q d -> ... (i q) d")
+    return rearrange(out, "... (h w) d -> ... h w d", h=height)
+
+
+def _placed(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> tuple[Float[Array, "*b q e"], Float[Array, "*b k e"]]:
+    """Longer queries and keys whose products are ``q k / sqrt(d)`` plus both positions.
+
+    A query is followed by its products with every position, a key by a one at its row and at its
+    column. The positions enter as two terms of bfloat16's precision, since an accelerator may round
+    what it multiplies to that.
+    """
+    height, width, dim = query.shape[-3:]
+    full = query.astype(jnp.float32)
+    bias_h = jnp.einsum("...hwd,hkd->...hwk", full, rel_h.astype(jnp.float32))
+    bias_w = jnp.einsum("...hwd,wkd->...hwk", full, rel_w.astype(jnp.float32))
+    bias = jnp.concatenate([bias_h, bias_w], axis=-1)
+    high = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
+    terms = [query * dim**-0.5, high.astype(query.dtype), (bias - high).astype(query.dtype)]
+    rows, columns = np.repeat(np.eye(height), width, axis=0), np.tile(np.eye(width), (height, 1))
+    ones = jnp.asarray(np.concatenate([rows, columns] * 2, axis=1), key.dtype)
+    key = rearrange(key, "... h w d -> ... (h w) d")
+    return (
+        rearrange(jnp.concatenate(terms, axis=-1), "... h w e -> ... (h w) e"),
+        jnp.concatenate([key, jnp.broadcast_to(ones, (*key.shape[:-1], ones.shape[1]))], axis=-1),
+    )
+
+
+def _attend_cells(
+    query: Float[Array, "*b r w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "r h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b r w d"]:
+    """Attention of some rows of queries to the whole map; scores and positions in float32."""
+    full = query.astype(jnp.float32)
+    bias_h = jnp.einsum("...rwd,rhd->...rwh", full, rel_h.astype(jnp.float32))
+    bias_w = jnp.einsum("...rwd,wvd->...rwv", full, rel_w.astype(jnp.float32))
+    scores = jnp.einsum(
+        "...rwd,...hvd->...rwhv",
+        query * query.shape[-1] ** -0.5,
+        key,
+        preferred_element_type=jnp.float32,
+    )
+    scores = scores + bias_h[..., :, None] + bias_w[..., None, :]
+    weights = jax.nn.softmax(scores, axis=(-2, -1)).astype(value.dtype)
+    return jnp.einsum("...rwhv,...hvd->...rwd", weights, value)
+
+
+def _attend_by_rows(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """`_attend_cells` for all queries, `QUERY_BLOCK` of them at a time."""
+    height, width = query.shape[-3:-1]
+    fitting = [r for r in range(1, height + 1) if height % r == 0 and r * width <= QUERY_BLOCK]
+    rows = max(fitting, default=1)
+    if rows == height:
+        return _attend_cells(query, key, value, rel_h, rel_w)
+
+    @jax.checkpoint  # the backward pass makes a block's scores again instead of keeping them all
+    def block(inputs: tuple[Array, Array]) -> Array:
+        return _attend_cells(inputs[0], key, value, inputs[1], rel_w)
+
+    query_blocks = rearrange(query, "... (i r) w d -> i ... r w d", r=rows)
+    out = jax.lax.map(block, (query_blocks, rearrange(rel_h, "(i r) k d -> i r k d", r=rows)))
+    return rearrange(out, "i ... r w d -> ... (i r) w d")
+
+
+def _attend_by_heads(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """`_attend_by_rows`, one head (the last leading axis) at a time."""
+    heads = [jnp.moveaxis(x, -4, 0) for x in (query, key, value)]
+    out = jax.lax.map(lambda x: _attend_by_rows(x[0], x[1], x[2], rel_h, rel_w), heads)
+    return jnp.moveaxis(out, 0, -4)
