@@ -17,10 +17,16 @@ $(RUN_STAMP): requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
+# libtpu, for the test of `sammi compile`, lies apart: beside JAX it would make every command look
+# for a TPU first and say that there is none. Its version is that of the extra "tpu".
+LIBTPU = import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["tpu"][0])
+
 # open_clip_torch is wanted for one data file, CLIP's vocabulary; its own requirements are not.
 $(TEST_STAMP): $(RUN_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tpu \
+		"$$($(BIN)/python -c '$(LIBTPU)')"
 	@touch $@
 
 env: $(TEST_STAMP)  ## the virtual environment .venv with everything that the tests need
