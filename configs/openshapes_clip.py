@@ -12,7 +12,7 @@ config = TrainConfig(
     optim=OptimConfig(
         peak_lr=2e-3, warmup_steps=50, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=500,
+    steps=560,
     batch_size=64,
-    checkpoint_every=250,
+    checkpoint_every=280,
 )

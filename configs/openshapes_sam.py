@@ -12,7 +12,7 @@ config = TrainConfig(
     optim=OptimConfig(
         peak_lr=2e-3, warmup_steps=30, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=300,
+    steps=250,
     batch_size=8,
-    checkpoint_every=150,
+    checkpoint_every=125,
 )

@@ -33,7 +33,7 @@ config = TrainConfig(
     optim=OptimConfig(
         peak_lr=6e-4, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=50,
+    steps=40,
     batch_size=4,
-    checkpoint_every=25,
+    checkpoint_every=20,
 )

@@ -25,7 +25,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.report import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
-_DATASET, _IMAGES = "os48/val_unseen", 200  # it holds classes of both kinds
+_DATASET, _IMAGES = "os48/val_unseen", 120  # it holds classes of both kinds
 # Programs this small run as fast when XLA optimises less, and compile a good deal faster.
 _ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
 _PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn
@@ -48,99 +48,121 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(work: Path, seed: int) -> int:
-    """All stages in order; a stage whose result is already there is resumed, or left alone."""
-    times: dict[str, float] = {}
-    began = time.perf_counter()
-    train = lambda name, *settings: _train(work, seed, times, name, *settings)  # noqa: E731
-    with _beside(work, seed, "sam") as sam:
-        clip = train("clip")
-        catseg = train("catseg", f"task.clip={clip}")
-    sammi = train("sammi", f"task.segmenter={catseg}", f"task.sam={sam}")
-    results = []
-    for title, folder in (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi)):
-        results += _evaluate(work, times, title, folder)
-    pictures = _pictures(work, times, sammi)
-    table = _table(results, times | {"all, from start to end": time.perf_counter() - began})
+    """All stages; a training whose model is already there is left alone, one cut short resumed."""
+    work = work.resolve()
+    stages = _Stages(work)
+    clip, sam, catseg, sammi = (
+        work / name / "model" for name in ("clip", "sam", "catseg", "sammi")
+    )
+    # Models this small leave a good part of two cores idle: what does not depend on each other
+    # runs side by side.
+    with stages.beside("train sam", sam, *_training(sam, seed)):
+        stages.run("train clip", clip, *_training(clip, seed))
+        stages.run("train catseg", catseg, *_training(catseg, seed, f"task.clip={clip}"))
+    with (
+        stages.beside("evaluate clip", None, *_evaluation(clip)),
+        stages.beside("evaluate catseg", None, *_evaluation(catseg)),
+    ):
+        settings = (f"task.segmenter={catseg}", f"task.sam={sam}")
+        stages.run("train sammi", sammi, *_training(sammi, seed, *settings))
+    stages.run("evaluate sammi", None, *_evaluation(sammi))
+    pictures = _pictures(work, stages, sammi)
+    titled = (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi))
+    table = _table([result for title, model in titled for result in _results(title, model)], stages)
     (work / "results.md").write_text(table)
     print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {pictures}")
     return 0
 
 
-def _command(times: dict[str, float], stage: str, script: str, *arguments: object) -> None:
-    command = [sys.executable, *script.split(), *map(str, arguments)]
-    print(f"\n[{stage}] {shlex.join(['python', *command[1:]])}", flush=True)
-    began = time.perf_counter()
-    subprocess.run(command, check=True, cwd=_ROOT, env=_ENVIRONMENT)
-    times[stage] = time.perf_counter() - began
+class _Stages:
+    """Runs the commands of the stages.
 
-
-def _train(work: Path, seed: int, times: dict[str, float], name: str, *settings: str) -> Path:
-    folder = work.resolve() / name
-    if not (folder / "model").is_dir():
-        _command(times, f"train {name}", "train.py", *_training(folder, seed, name, settings))
-    return folder / "model"
-
-
-def _training(folder: Path, seed: int, name: str, settings: Sequence[str] = ()) -> list[str]:
-    """Arguments of train.py."""
-    config = f"configs/openshapes_{name}.py"
-    pairs = [part for setting in (f"seed={seed}", *settings) for part in ("--set", setting)]
-    return ["--config", config, "--workdir", str(folder), *pairs]
-
-
-@contextmanager
-def _beside(work: Path, seed: int, name: str) -> Iterator[Path]:
-    """Train while the block runs: small models leave a good part of two cores idle.
-
-    What it prints goes to a file; the block's own stages keep the terminal.
+    Attributes:
+        times: seconds of each stage that had the terminal.
+        began: when, on the clock of ``time.perf_counter``.
     """
-    folder = work.resolve() / name
-    if (folder / "model").is_dir():
-        yield folder / "model"
-        return
-    log = folder.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "train.py", *_training(folder, seed, name)]
-    shown = shlex.join(["python", *command[1:]])
-    print(f"\n[train {name}] {shown}\n(beside the next stages; it prints to {log})", flush=True)
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
-        )
-    try:
-        yield folder / "model"
-        if process.wait() != 0:
-            print(log.read_text(), file=sys.stderr)
-            raise subprocess.CalledProcessError(process.returncode, command)
-    finally:
-        process.terminate()
-        process.wait()
+
+    def __init__(self, work: Path):
+        self.times: dict[str, float] = {}
+        self.began = time.perf_counter()
+        self._logs = work / "logs"
+
+    def run(self, stage: str, made: Path | None, *command: object) -> None:
+        """Run a command on the terminal, unless what it makes is there."""
+        if made is not None and made.is_dir():
+            return
+        words = [sys.executable, *map(str, command)]
+        print(f"\n[{stage}] {_shown(words)}", flush=True)
+        began = time.perf_counter()
+        subprocess.run(words, check=True, cwd=_ROOT, env=_ENVIRONMENT)
+        self.times[stage] = time.perf_counter() - began
+
+    @contextmanager
+    def beside(self, stage: str, made: Path | None, *command: object) -> Iterator[None]:
+        """Run a command while the block runs, unless what it makes is there; it prints to a file.
+
+        Raises:
+            subprocess.CalledProcessError: it failed; what it printed is shown.
+        """
+        if made is not None and made.is_dir():
+            yield
+            return
+        words = [sys.executable, *map(str, command)]
+        log = self._logs / f"{stage.replace(' ', '_')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"\n[{stage}, beside the next stage] {_shown(words)}\nprints to {log}", flush=True)
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
+            )
+        try:
+            yield
+            if process.wait() != 0:
+                print(log.read_text(), file=sys.stderr)
+                raise subprocess.CalledProcessError(process.returncode, words)
+        finally:
+            process.terminate()
+            process.wait()
 
 
-def _evaluate(work: Path, times: dict[str, float], title: str, model: Path) -> list[dict]:
-    folder = model.parent / "eval"
-    _command(times, f"evaluate {title}", "eval.py", "--config", "configs/openshapes_sammi.py",
-             "--set", f"eval.num_examples={_IMAGES}", "--checkpoint", model,
-             "--datasets", _DATASET, "--workdir", folder)  # fmt: skip
-    results = json.loads((folder / "results.json").read_text())["results"]
+def _shown(words: Sequence[str]) -> str:
+    return shlex.join(["python", *words[1:]])
+
+
+def _training(model: Path, seed: int, *settings: str) -> list[object]:
+    folder = model.parent
+    pairs = [part for setting in (f"seed={seed}", *settings) for part in ("--set", setting)]
+    config = f"configs/openshapes_{folder.name}.py"
+    return ["train.py", "--config", config, "--workdir", folder, *pairs]
+
+
+def _evaluation(model: Path) -> list[object]:
+    return ["eval.py", "--config", "configs/openshapes_sammi.py",
+            "--set", f"eval.num_examples={_IMAGES}", "--checkpoint", model,
+            "--datasets", _DATASET, "--workdir", model.parent / "eval"]  # fmt: skip
+
+
+def _results(title: str, model: Path) -> list[dict]:
+    results = json.loads((model.parent / "eval" / "results.json").read_text())["results"]
     return [{**result, "dataset": f"{title}, {result['dataset']}"} for result in results]
 
 
-def _pictures(work: Path, times: dict[str, float], model: Path) -> Path:
+def _pictures(work: Path, stages: _Stages, model: Path) -> Path:
     """Segment a few scenes with `sammi segment`; each is also saved as it is."""
-    scenes, out = work.resolve() / "scenes", work.resolve() / "pictures"
+    scenes, out = work / "scenes", work / "pictures"
     source = OpenShapes("val_unseen", "os48")
     shutil.rmtree(scenes, ignore_errors=True)
     scenes.mkdir(parents=True)
     for index in _PICTURES:
         Image.fromarray(np.asarray(source[index]["image"])).save(scenes / f"scene{index}.png")
     classes = ", ".join(source.view.class_names)
-    _command(times, "segment", "-m sammi_jax segment", *sorted(scenes.iterdir()), "--classes",
-             classes, "--checkpoint", model, "--out", out)  # fmt: skip
+    stages.run("segment", None, "-m", "sammi_jax", "segment", *sorted(scenes.iterdir()),
+               "--classes", classes, "--checkpoint", model, "--out", out)  # fmt: skip
     return out
 
 
-def _table(results: list[dict], times: dict[str, float]) -> str:
+def _table(results: list[dict], stages: _Stages) -> str:
+    times = stages.times | {"all, from start to end": time.perf_counter() - stages.began}
     seconds = "\n".join(f"| {stage} | {value:.0f} |" for stage, value in times.items())
     return (
         "# Demo: OpenShapes, os48\n\nmIoU in per cent; *seen* and *unseen* are class means under "
