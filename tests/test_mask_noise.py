@@ -201,6 +201,7 @@ def step():
     return run
 
 
+@pytest.mark.slow
 def test_the_masks_of_a_training_step_are_disturbed(step):
     # Without SMAgg, which makes one mask of several whether some are lost or not.
     task = SegmentConfig(model=replace(SAMMI, masks=replace(SAMMI.masks, smagg=None)))

@@ -157,6 +157,7 @@ def losses():
     return lambda what, batches, broken=False: run(what, no_encoder if broken else params, batches)
 
 
+@pytest.mark.slow
 def test_the_encoder_does_not_run_with_a_cache(cache, losses):
     what = lambda _, metrics: (metrics["points"], metrics["masks"])  # noqa: E731
     batches = make_task(CONFIG).batch(1), make_task(with_cache(cache)).batch(1)
