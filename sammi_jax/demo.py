@@ -28,6 +28,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _DATASET, _IMAGES = "os48/val_unseen", 120  # it holds classes of both kinds
 # Programs this small run as fast when XLA optimises less, and compile a good deal faster.
 _ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
+_OUT = "pictures"
 _PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn
 
 
@@ -65,12 +66,12 @@ def run(work: Path, seed: int) -> int:
     ):
         settings = (f"task.segmenter={catseg}", f"task.sam={sam}")
         stages.run("train sammi", sammi, *_training(sammi, seed, *settings))
-    stages.run("evaluate sammi", None, *_evaluation(sammi))
-    pictures = _pictures(work, stages, sammi)
+    with stages.beside("segment", None, *_segmentation(work, sammi)):
+        stages.run("evaluate sammi", None, *_evaluation(sammi))
     titled = (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi))
     table = _table([result for title, model in titled for result in _results(title, model)], stages)
     (work / "results.md").write_text(table)
-    print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {pictures}")
+    print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {work / _OUT}")
     return 0
 
 
@@ -147,18 +148,17 @@ def _results(title: str, model: Path) -> list[dict]:
     return [{**result, "dataset": f"{title}, {result['dataset']}"} for result in results]
 
 
-def _pictures(work: Path, stages: _Stages, model: Path) -> Path:
-    """Segment a few scenes with `sammi segment`; each is also saved as it is."""
-    scenes, out = work / "scenes", work / "pictures"
+def _segmentation(work: Path, model: Path) -> list[object]:
+    """`sammi segment` on a few scenes, which are saved as they are first."""
+    scenes = work / "scenes"
     source = OpenShapes("val_unseen", "os48")
     shutil.rmtree(scenes, ignore_errors=True)
     scenes.mkdir(parents=True)
     for index in _PICTURES:
         Image.fromarray(np.asarray(source[index]["image"])).save(scenes / f"scene{index}.png")
-    classes = ", ".join(source.view.class_names)
-    stages.run("segment", None, "-m", "sammi_jax", "segment", *sorted(scenes.iterdir()),
-               "--classes", classes, "--checkpoint", model, "--out", out)  # fmt: skip
-    return out
+    return ["-m", "sammi_jax", "segment", *sorted(scenes.iterdir()), "--classes",
+            ", ".join(source.view.class_names), "--checkpoint", model, "--out",
+            work / _OUT]  # fmt: skip
 
 
 def _table(results: list[dict], stages: _Stages) -> str:
