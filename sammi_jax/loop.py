@@ -54,6 +54,7 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
     """
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh, config.accumulate)
+    schedule = make_schedule(config.optim, config.steps)
     _claim(workdir, config)
     with Preemption() as preemption:
         checkpoints = Checkpoints(workdir, config.keep)
@@ -61,7 +62,9 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
         try:
             with jax.set_mesh(mesh):
                 validation = Validation(task, config, mesh, workdir)
-                run = _Run(task, config, mesh, workdir, checkpoints, validation, preemption)
+                run = _Run(
+                    task, config, schedule, mesh, workdir, checkpoints, validation, preemption
+                )
                 last, best = run.last(), run.best()
         finally:
             checkpoints.close()  # whatever ends the run, what is being saved is completed
@@ -139,6 +142,7 @@ class _Run:
         self,
         task: Task,
         config: TrainConfig,
+        schedule: optax.Schedule,
         mesh: Mesh,
         workdir: Path,
         checkpoints: Checkpoints,
@@ -147,8 +151,7 @@ class _Run:
     ):
         self._task, self._config, self._mesh, self._workdir = task, config, mesh, workdir
         self._checkpoints, self._validation = checkpoints, validation
-        self._preemption = preemption
-        self._schedule = make_schedule(config.optim, config.steps)
+        self._schedule, self._preemption = schedule, preemption
         trainable = trainable_paths(task)
         self._scales = {path: task.lr_scale(path) for path in trainable}
         self._optimizer = make_optimizer(config.optim, self._schedule, self._scales)

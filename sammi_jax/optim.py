@@ -12,6 +12,7 @@ import jax
 import optax
 import optax.contrib
 
+from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OptimConfig
 
 # Muon's Newton-Schulz coefficients and number of steps (Keller Jordan's). Given for every step:
@@ -21,7 +22,16 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
 def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up from zero, then half a cosine to zero at ``steps``."""
+    """Learning rate by step: linear warm-up from zero, then half a cosine to zero at ``steps``.
+
+    Raises:
+        SammiError: the warm-up leaves no step.
+    """
+    if config.warmup_steps >= steps:
+        raise SammiError(
+            f"steps={steps} ends before optim.warmup_steps={config.warmup_steps} are over: give "
+            "more steps or fewer of warm-up"
+        )
     if config.warmup_steps == 0:
         return optax.cosine_decay_schedule(config.peak_lr, steps)
     return optax.warmup_cosine_decay_schedule(0.0, config.peak_lr, config.warmup_steps, steps)

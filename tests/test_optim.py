@@ -3,6 +3,7 @@ import numpy as np
 import optax
 import pytest
 
+from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OptimConfig
 from sammi_jax.optim import is_norm, make_optimizer, make_schedule
 from sammi_jax.parallel import fsdp_spec
@@ -60,6 +61,8 @@ def test_schedule():
     warm = make_schedule(OptimConfig(peak_lr=2.0, warmup_steps=10), 100)
     assert [float(warm(i)) for i in (0, 5, 10)] == pytest.approx([0.0, 1.0, 2.0])
     assert float(warm(100)) == pytest.approx(0.0, abs=1e-6)
+    with pytest.raises(SammiError, match="ends before optim.warmup_steps=10 are"):
+        make_schedule(OptimConfig(warmup_steps=10), 10)
 
 
 def test_norms():
