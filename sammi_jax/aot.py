@@ -15,7 +15,6 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
@@ -27,6 +26,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.experiment import OPENSHAPES, MeshConfig, SegmentConfig, TrainConfig
 from sammi_jax.flops import PEAK_FLOPS, count_flops
 from sammi_jax.hlo import Cost, program_cost
+from sammi_jax.layers.init import Keys
 from sammi_jax.loop import make_loss, trainable_paths
 from sammi_jax.optim import make_optimizer, make_schedule
 from sammi_jax.parallel import AXES, batch_sharding, check_batch_size, fsdp_sharding, replicated
@@ -259,7 +259,7 @@ def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple
     schedule = make_schedule(config.optim, config.steps)
     scales = {path: rules.lr_scale(path) for path in trainable}
     optimizer = make_optimizer(config.optim, schedule, scales)
-    params = abstract_params(lambda: rules.make(nnx.Rngs(0)))
+    params = abstract_params(lambda: rules.make(Keys(0)))
     chosen = {path: params[path] for path in trainable}
     frozen = {path: value for path, value in params.items() if path not in chosen}
     opt_state = jax.eval_shape(optimizer.init, chosen)

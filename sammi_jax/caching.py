@@ -9,7 +9,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from sammi_jax.data.sam_cache import CacheInfo, CacheWriter, writing_cache
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import SegmentConfig, TrainConfig
 from sammi_jax.inference import sam_crops
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam.image_encoder import ImageEncoder
 from sammi_jax.parallel import batch_sharding, check_batch_size, fsdp_sharding, make_mesh
 from sammi_jax.params import build
@@ -74,7 +74,7 @@ def make_encoder(sam: SamConfig, params: dict[str, Any], dtype: str, mesh: Mesh)
     """
 
     def encode(params: dict[str, Any], images: jax.Array) -> jax.Array:
-        encoder = build(lambda: ImageEncoder(sam, rngs=nnx.Rngs(0)), params, dtype)
+        encoder = build(lambda: ImageEncoder(sam, rngs=Keys(0)), params, dtype)
         return encoder(sam_crops(images.astype(jnp.float32), sam.image_size))
 
     split = batch_sharding(mesh)

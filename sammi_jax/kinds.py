@@ -5,13 +5,13 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-import jax
 from flax import nnx
 
 from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
 from sammi_jax.layers import Buffer
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.models.sammi import Sammi
@@ -29,30 +29,13 @@ CONFIGS: dict[str, type[ModelConfig]] = {
 KINDS = tuple(CONFIGS)
 
 
-class _Keys(nnx.Rngs):
-    """`nnx.Rngs` whose count is a Python number.
-
-    Under a trace the array that Flax counts with costs seconds for a whole model: each increment
-    asks the tracer for its sharding, and JAX searches the program so far for the text of an error
-    that Flax then drops.
-    """
-
-    def __init__(self, seed: int):
-        self._seed, self._count = seed, 0
-
-    def params(self) -> jax.Array:
-        """The next key."""
-        self._count += 1
-        return jax.random.fold_in(jax.random.key(self._seed), self._count)
-
-
 def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
     """The constructor of a configuration's model, quick to trace.
 
     For `params.abstract_params` and `params.build`, and for initialisation under `jax.jit`.
     """
     module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
-    return lambda: module(config, rngs=_Keys(seed))
+    return lambda: module(config, rngs=Keys(seed))
 
 
 def buffer_paths(config: ModelConfig) -> set[str]:

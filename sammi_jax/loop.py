@@ -21,6 +21,7 @@ from sammi_jax.distributed import PreemptedError, Preemption, anywhere
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import TrainConfig, save_config
 from sammi_jax.flops import count_flops
+from sammi_jax.layers.init import Keys
 from sammi_jax.optim import make_optimizer, make_schedule
 from sammi_jax.parallel import (
     check_batch_size,
@@ -98,7 +99,7 @@ def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
 
 def trainable_paths(task: Rules) -> list[str]:
     """Paths of the parameters that train, in the model's order."""
-    abstract = nnx.eval_shape(lambda: task.make(nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: task.make(Keys(0)))
     paths = [
         "/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
     ]
@@ -130,7 +131,7 @@ def make_loss(rules: Rules, dtype: str) -> Any:
     """``f(params, batch, key)``: the loss of the model that is built from ``params``."""
 
     def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
-        return rules.loss(build(lambda: rules.make(nnx.Rngs(0)), params, dtype), batch, key)
+        return rules.loss(build(lambda: rules.make(Keys(0)), params, dtype), batch, key)
 
     return loss
 

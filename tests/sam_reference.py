@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 from transformers import SamConfig as HfConfig
 from transformers import SamModel
 
 from sammi_jax.convert import sam as convert_sam
 from sammi_jax.convert.rules import Source, apply_rules
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.params import abstract_params, build
 
@@ -120,6 +120,6 @@ def meta_tensors(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def convert(tensors, config_json=None, overrides=None) -> tuple[Sam, dict, Source]:
     """Our model of a state dictionary, its parameters and its Source."""
     source = convert_sam.rules_for(tensors, config_json=config_json, overrides=overrides)
-    make = lambda: Sam(source.config, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: Sam(source.config, rngs=Keys(0))  # noqa: E731
     params = apply_rules(tensors, source.rules, abstract_params(make), source.ignored)
     return build(make, jax.tree.map(jnp.asarray, params)), params, source

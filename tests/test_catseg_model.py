@@ -14,6 +14,7 @@ from sammi_jax.convert.catseg import rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.experiment import OptimConfig, SegmentConfig
 from sammi_jax.images import segmenter_input
+from sammi_jax.layers.init import Keys
 from sammi_jax.loop import trainable_paths
 from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi, view_layout
@@ -31,7 +32,7 @@ class Reference:
         tensors = load_file(folder / "catseg_tiny.safetensors")
         self.source = rules_for(tensors, config_json=self.facts, overrides=None)
         self.config = self.source.config
-        make = lambda: Sammi(self.config, rngs=nnx.Rngs(0))  # noqa: E731
+        make = lambda: Sammi(self.config, rngs=Keys(0))  # noqa: E731
         params = apply_rules(tensors, self.source.rules, abstract_params(make), self.source.ignored)
         self.model = build(make, params)
         self.eval, self.slide, self.train = (
@@ -177,7 +178,7 @@ def test_three_steps_of_the_reference_optimizer(reference):
 
     def loss(params, batch, key):
         del batch, key
-        return _loss(reference, build(lambda: rules.make(nnx.Rngs(0)), params)), {}
+        return _loss(reference, build(lambda: rules.make(Keys(0)), params)), {}
 
     step = jax.jit(make_train_step(loss, optimizer, schedule, seed=0))
     state = TrainState(jnp.zeros((), jnp.int32), chosen, frozen, optimizer.init(chosen))

@@ -15,6 +15,7 @@ from sammi_jax.config import CLIP_SIZES, ClipConfig, ClipTextConfig, ClipVisionC
 from sammi_jax.convert.clip import Layout, clip_rules, detect_layout, infer_config, rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
+from sammi_jax.layers.init import Keys
 from sammi_jax.models import clip as clip_module
 from sammi_jax.models.clip import Clip
 from sammi_jax.ops import resize as resize_module
@@ -80,7 +81,7 @@ def state_dict(model) -> dict[str, np.ndarray]:
 
 def convert(tensors, **options) -> Clip:
     source = rules_for(tensors, **options)
-    make = lambda: Clip(source.config, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: Clip(source.config, rngs=Keys(0))  # noqa: E731
     params = apply_rules(tensors, source.rules, abstract_params(make), source.ignored)
     return build(make, jax.tree.map(jnp.asarray, params))
 
@@ -266,7 +267,7 @@ def test_encode_dense(clip, reference, rng, size):
     ("size", "taps"), [("vitb16", (3, 7)), ("vitl14", (7, 15)), ("vitl14_336", (7, 15))]
 )
 def test_default_taps_are_those_of_catseg(monkeypatch, size, taps):
-    clip = nnx.eval_shape(lambda: Clip(CLIP_SIZES[size], rngs=nnx.Rngs(0)))
+    clip = nnx.eval_shape(lambda: Clip(CLIP_SIZES[size], rngs=Keys(0)))
     monkeypatch.setattr(clip_module.ImageTower, "dense", lambda self, image, taps, remat: taps)
     assert clip.encode_dense(jnp.zeros((1, 8, 8, 3))) == taps
 
@@ -492,7 +493,7 @@ def test_real_sizes_are_inferred_from_shapes(size, heads):
     """OpenAI's files say nothing but shapes; no memory is spent on the tensors."""
     config = CLIP_SIZES[size]
     assert (config.vision.num_heads, config.text.num_heads) == heads
-    expected = abstract_params(lambda: Clip(config, rngs=nnx.Rngs(0)))
+    expected = abstract_params(lambda: Clip(config, rngs=Keys(0)))
     params = {
         path: np.broadcast_to(np.zeros((), np.float16), want.shape)
         for path, want in expected.items()
@@ -506,7 +507,7 @@ def test_real_sizes_are_inferred_from_shapes(size, heads):
 
 @pytest.mark.parametrize(("size", "count"), [("vitb16", 149_620_737), ("vitl14_336", 427_944_193)])
 def test_published_parameter_counts(size, count):
-    params = abstract_params(lambda: Clip(CLIP_SIZES[size], rngs=nnx.Rngs(0)))
+    params = abstract_params(lambda: Clip(CLIP_SIZES[size], rngs=Keys(0)))
     assert sum(int(np.prod(leaf.shape)) for leaf in params.values()) == count
 
 
@@ -554,7 +555,7 @@ def test_other_checkpoints_are_refused():
 
 @pytest.mark.parametrize("name", ["openai", "openclip", "catseg", "huggingface"])
 def test_tables_are_inverted_bit_for_bit(clip, name):
-    expected = abstract_params(lambda: Clip(SMALL, rngs=nnx.Rngs(0)))
+    expected = abstract_params(lambda: Clip(SMALL, rngs=Keys(0)))
     generator = np.random.default_rng(3)
     params = {p: generator.normal(size=w.shape).astype(np.float32) for p, w in expected.items()}
     rules = clip_rules(SMALL, Layout(name, "a.", "text." if name == "openclip" else ""))
@@ -586,11 +587,11 @@ def golden_clip(golden_files) -> Clip:
     layout = Layout("catseg", CATSEG)
     assert detect_layout(tensors) == layout
     config = infer_config(tensors, layout, overrides=HEADS)
-    expected = abstract_params(lambda: Clip(config, rngs=nnx.Rngs(0)))
+    expected = abstract_params(lambda: Clip(config, rngs=Keys(0)))
     inside = {f"clip/{path}": want for path, want in expected.items()}
     params = apply_rules(tensors, clip_rules(config, layout, target="clip/"), inside)
     params = {path.removeprefix("clip/"): jnp.asarray(value) for path, value in params.items()}
-    return build(lambda: Clip(config, rngs=nnx.Rngs(0)), params)
+    return build(lambda: Clip(config, rngs=Keys(0)), params)
 
 
 def test_golden_dense(golden_clip, golden_files):

@@ -26,6 +26,7 @@ from sammi_jax.data.openshapes import build_tokenizer
 from sammi_jax.experiment import SegmentConfig, TrainConfig
 from sammi_jax.folder import describe, read_model
 from sammi_jax.kinds import model_maker
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.sammi import SamInput
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.params import build
@@ -482,7 +483,7 @@ def first_losses(segmenter, model, sam=None):
 
     @jax.jit
     def losses(params):
-        made = build(lambda: rules.make(nnx.Rngs(0)), params)
+        made = build(lambda: rules.make(Keys(0)), params)
         return rules.loss(made, batch, jax.random.key(0))[1]
 
     return rules.initial_params(0), losses

@@ -6,12 +6,12 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from scipy import ndimage
 
 from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import MaskNoiseConfig, SegmentConfig, TrainConfig, override
+from sammi_jax.layers.init import Keys
 from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.params import abstract_params, build, flat_params
 from sammi_jax.tasks.segment import SegmentRules
@@ -173,7 +173,7 @@ def step():
     rules = SegmentRules(SegmentConfig(model=SAMMI), 255, photographs=False)
     params = {
         path: np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype(np.float32)
-        for path, value in flat_params(rules.make(nnx.Rngs(0))).items()
+        for path, value in flat_params(rules.make(Keys(0))).items()
     }
     batch = Batch(
         {
@@ -194,7 +194,7 @@ def step():
         return jax.tree.map(np.asarray, losses(params, batch, jax.random.key(7)))
 
     def loss(rules, params, batch, key):
-        make = lambda: rules.make(nnx.Rngs(0))  # noqa: E731
+        make = lambda: rules.make(Keys(0))  # noqa: E731
         names = abstract_params(make)
         return rules.loss(build(make, {name: params[name] for name in names}), batch, key)
 

@@ -13,6 +13,7 @@ from sammi_jax import layers
 from sammi_jax.config import SAM_SIZES
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam import image_encoder, relative_attention
 from sammi_jax.models.sam.sam import PROMPT_CHUNK, Sam
 from sammi_jax.params import abstract_params, build
@@ -327,7 +328,7 @@ def with_params(converted, changes: dict, **config) -> Sam:
     _, params, source = converted
     config = dataclasses.replace(source.config, **config)
     params = jax.tree.map(jnp.asarray, {**params, **changes})
-    return build(lambda: Sam(config, rngs=nnx.Rngs(0)), params)
+    return build(lambda: Sam(config, rngs=Keys(0)), params)
 
 
 @pytest.mark.parametrize("stack", ["windowed_blocks", "global_blocks"])
@@ -423,7 +424,7 @@ def test_parameter_counts(name, count):
     ``num_parameters()`` is larger by 256, the values of its state dictionary by 512.
     """
     config = SAM_SIZES[name]
-    make = lambda: Sam(config, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: Sam(config, rngs=Keys(0))  # noqa: E731
     model = nnx.eval_shape(make)
     trained, constant = (
         sum(math.prod(v.get_value().shape) for _, v in nnx.to_flat_state(nnx.state(model, kind)))

@@ -27,6 +27,7 @@ from sammi_jax.config import (
 )
 from sammi_jax.errors import SammiError
 from sammi_jax.images import segmenter_input, stack_inputs
+from sammi_jax.layers.init import Keys
 from sammi_jax.models.sammi import Sammi, view_layout
 from sammi_jax.params import abstract_params, build, flat_params
 from tests.parity import assert_parity
@@ -73,7 +74,7 @@ NUM_CLASSES = 3
 
 def _randomised(config, seed=0):
     """A model whose every parameter is random, biases and zero-initialised layers too."""
-    make = lambda: Sammi(config, rngs=nnx.Rngs(seed))  # noqa: E731
+    make = lambda: Sammi(config, rngs=Keys(seed))  # noqa: E731
     rng = np.random.default_rng(seed)
     params = {
         path: np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype("f")
@@ -85,7 +86,7 @@ def _randomised(config, seed=0):
 def _without_masks(model):
     """CAT-Seg with the same weights."""
     config = dataclasses.replace(model.config, masks=None)
-    make = lambda: Sammi(config, rngs=nnx.Rngs(0))  # noqa: E731
+    make = lambda: Sammi(config, rngs=Keys(0))  # noqa: E731
     params = flat_params(model)
     return build(make, {path: params[path] for path in abstract_params(make)})
 
@@ -120,7 +121,7 @@ def _predict(model, pictures):
 
 @pytest.mark.parametrize("sliding", [CATSEG.sliding, None], ids=["windows", "plain"])
 def test_untrained_injection_is_catseg(pictures, sliding):
-    model = Sammi(dataclasses.replace(SAMMI, sliding=sliding), rngs=nnx.Rngs(0))
+    model = Sammi(dataclasses.replace(SAMMI, sliding=sliding), rngs=Keys(0))
     ours = _predict(model, pictures)
     reference = _predict(_without_masks(model), pictures)
     assert ours.proposals.valid.any()
@@ -234,19 +235,19 @@ def test_padded_classes_change_nothing(pictures):
 )
 def test_sizes_that_do_not_fit_are_refused(changes, words):
     with pytest.raises(SammiError, match=words):
-        Sammi(dataclasses.replace(CATSEG, **changes), rngs=nnx.Rngs(0))
+        Sammi(dataclasses.replace(CATSEG, **changes), rngs=Keys(0))
 
 
 @pytest.mark.parametrize(("size", "count"), [("vitb16", 154_289_378), ("vitl14_336", 433_726_946)])
 def test_published_parameter_counts(size, count):
     config = SEGMENTER_SIZES[size]
-    params = abstract_params(lambda: Sammi(config, rngs=nnx.Rngs(0)))
+    params = abstract_params(lambda: Sammi(config, rngs=Keys(0)))
     assert sum(p.size for p in params.values()) == count
 
 
 def test_full_sizes_have_the_published_output_shape():
     config = dataclasses.replace(SEGMENTER_SIZES["vitl14_336"], masks=MaskConfig(SAM_SIZES["vith"]))
-    model = nnx.eval_shape(lambda: Sammi(config, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Sammi(config, rngs=Keys(0)))
     graphdef, state = nnx.split(model)
     inputs = segmenter_input(np.zeros((48, 64, 3), np.uint8), config)
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from sammi_jax.config import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
 from sammi_jax.data import openshapes
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
+from sammi_jax.layers.init import Keys
 from sammi_jax.loop import trainable_paths
 from sammi_jax.params import build
 from sammi_jax.tasks import make_task
@@ -40,7 +40,7 @@ def test_batch_fits_the_loss(name):
     params = task.initial_params(0)
 
     def loss(params, batch, key):
-        return task.loss(build(lambda: task.make(nnx.Rngs(0)), params), batch, key)
+        return task.loss(build(lambda: task.make(Keys(0)), params), batch, key)
 
     value, metrics = jax.eval_shape(loss, params, task.batch(0), jax.random.key(0))
     assert value.shape == ()

@@ -8,8 +8,27 @@ from numpy: the same on every platform. Inside one (`jax.jit`, `nnx.eval_shape`)
 import jax
 import jax.core
 import numpy as np
+from flax import nnx
 
 from sammi_jax.typing import Array
+
+
+class Keys(nnx.Rngs):
+    """The keys of `nnx.Rngs`, counted by a Python number.
+
+    Under a trace the array that Flax counts with costs seconds for a whole model: each increment
+    asks the tracer for its sharding, and JAX searches the program so far for the text of an error
+    that Flax then drops.
+    """
+
+    def __init__(self, key: int | Array):
+        self._key = jax.random.key(key) if isinstance(key, int) else key
+        self._count = 0
+
+    def params(self) -> Array:
+        """The next key."""
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count - 1)
 
 
 def is_traced(key: Array) -> bool:

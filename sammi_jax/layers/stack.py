@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sammi_jax.layers.init import is_traced
+from sammi_jax.layers.init import Keys, is_traced
 from sammi_jax.typing import Array
 
 
@@ -25,11 +25,11 @@ class Stack(nnx.Module):
         self.num_layers = num_layers
         keys = jax.random.split(rngs.params(), num_layers)
         if is_traced(keys):
-            state = jax.vmap(lambda key: nnx.state(make_block(nnx.Rngs(key))))(keys)
+            state = jax.vmap(lambda key: nnx.state(make_block(Keys(key))))(keys)
         else:
-            states = [nnx.state(make_block(nnx.Rngs(key))) for key in keys]
+            states = [nnx.state(make_block(Keys(key))) for key in keys]
             state = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(nnx.Rngs(0))))
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(Keys(0))))
         self.block = nnx.merge(graphdef, state)
 
     def layer(self, index: int) -> Any:

@@ -11,6 +11,7 @@ from flax import nnx
 
 from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
+from sammi_jax.layers.init import Keys
 from sammi_jax.params import flat_params
 
 M = TypeVar("M", bound=nnx.Module)
@@ -49,7 +50,7 @@ class Task(Rules[M]):
 
     def initial_params(self, seed: int) -> dict[str, Any]:
         """All parameters and buffers by path, at step 0. The same for the same seed."""
-        return flat_params(self.make(nnx.Rngs(seed)))
+        return flat_params(self.make(Keys(seed)))
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
