@@ -14,7 +14,7 @@ from sammi_jax.config import SAM_SIZES
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer
 from sammi_jax.layers.init import Keys
-from sammi_jax.models.sam import image_encoder, relative_attention
+from sammi_jax.models.sam import image_encoder, relative_attention, window_attention
 from sammi_jax.models.sam.sam import PROMPT_CHUNK, Sam
 from sammi_jax.params import abstract_params, build
 from tests.parity import assert_parity
@@ -165,7 +165,7 @@ def test_forms_of_attention_are_equal(monkeypatch, rng, attend, block):
         slope, out = jax.jit(jax.grad(loss, has_aux=True))(q)
         return out, slope
 
-    whole = value_and_slope(relative_attention._attend_cells)
+    whole = value_and_slope(relative_attention._attend_whole)
     monkeypatch.setattr(relative_attention, "QUERY_BLOCK", block)
     for name in (attend, "decomposed_attention"):
         form = value_and_slope(getattr(relative_attention, name))
@@ -177,14 +177,53 @@ def test_positions_in_products_are_not_rounded(rng):
     """In bfloat16 both forms err alike, though the positions are large beside the products."""
     q, k, v = (jnp.asarray(rng.normal(size=(1, 4, 8, 8, 16)), jnp.bfloat16) for _ in range(3))
     rel_h, rel_w = (jnp.asarray(3 * rng.normal(size=(8, 8, 16)), jnp.bfloat16) for _ in range(2))
-    exact = relative_attention._attend_cells(*(x.astype("f") for x in (q, k, v, rel_h, rel_w)))
+    exact = relative_attention._attend_whole(*(x.astype("f") for x in (q, k, v, rel_h, rel_w)))
 
     def error(form):
         out = jax.jit(form)(q, k, v, rel_h, rel_w)
         return float(jnp.abs(out.astype(jnp.float32) - exact).mean())
 
-    added = error(relative_attention._attend_cells)
+    added = error(relative_attention._attend_whole)
     assert error(relative_attention._attend_placed) < 1.1 * added
+
+
+def _windows_input(rng, dtype):
+    maps = tuple(jnp.asarray(rng.normal(size=(2, 10, 7, 12)), dtype) for _ in range(3))
+    bias = jnp.asarray(rng.normal(size=(3, 12)), dtype)
+    rel_h, rel_w = (jnp.asarray(rng.normal(size=(4, 4, 6)), dtype) for _ in range(2))
+    return maps, bias, rel_h, rel_w
+
+
+def test_forms_of_window_attention_are_equal(rng):
+    """Windows of 4 x 4 with two heads, on a map that leaves 2 rows and 3 columns; gradients too."""
+    maps, *rest = _windows_input(rng, jnp.float32)
+
+    def value_and_slope(form):
+        def loss(maps):
+            out = form(maps, *rest)
+            return (out**2).sum(), out
+
+        slope, out = jax.jit(jax.grad(loss, has_aux=True))(maps)
+        return out, slope
+
+    expected = value_and_slope(window_attention._attend_in_windows)
+    rows = value_and_slope(window_attention._attend_in_rows)
+    assert expected[0].shape == (2, 10, 7, 12)
+    assert_parity(rows[0], expected[0], name="sam rows of windows")
+    for ours, whole in zip(rows[1], expected[1], strict=True):
+        assert_parity(ours, whole, name="sam rows of windows, gradient")
+
+
+def test_rows_of_windows_in_bfloat16(rng):
+    """Their positions are rounded as the original's are; the error stays that of the products."""
+    values = _windows_input(rng, jnp.bfloat16)
+    exact = window_attention._attend_in_windows(*jax.tree.map(lambda x: x.astype("f"), values))
+
+    def error(form):
+        return float(jnp.abs(jax.jit(form)(*values).astype(jnp.float32) - exact).mean())
+
+    windows = error(window_attention._attend_in_windows)
+    assert error(window_attention._attend_in_rows) < 1.5 * windows
 
 
 def test_relative_positions_are_interpolated(reference, rng):

@@ -9,7 +9,7 @@ and scanned (stages of windowed blocks followed by one global block); large atte
 worked off in blocks of queries, so that they are never held whole.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,24 @@ from flax import nnx
 from sammi_jax.config import SamConfig
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
 from sammi_jax.models.sam.relative_attention import decomposed_attention, relative_positions
-from sammi_jax.ops.windows import window_merge, window_partition
+from sammi_jax.models.sam.window_attention import window_attention
 from sammi_jax.typing import Array, Float
 
 EPS = 1e-6  # of every norm here, as in the original's build_sam.py and LayerNorm2d
 
 
 class RelativeAttention(nnx.Module):
-    """Self-attention over all cells of a square map, with decomposed relative positions."""
+    """Self-attention with decomposed relative positions: in windows, or over the whole square map.
 
-    def __init__(self, dim: int, num_heads: int, size: int, *, rngs: nnx.Rngs):
-        self.num_heads = num_heads
+    Args:
+        dim: channels.
+        num_heads: heads.
+        size: side of the map, or of a window.
+        windowed: whether maps are cut into windows.
+    """
+
+    def __init__(self, dim: int, num_heads: int, size: int, *, windowed: bool, rngs: nnx.Rngs):
+        self.num_heads, self.size, self.windowed = num_heads, size, windowed
         self.query = linear(dim, dim, rngs=rngs)
         self.key = linear(dim, dim, rngs=rngs)
         self.value = linear(dim, dim, rngs=rngs)
@@ -37,47 +44,48 @@ class RelativeAttention(nnx.Module):
         self.rel_pos_h = nnx.Param(jnp.zeros((2 * size - 1, dim // num_heads)))
         self.rel_pos_w = nnx.Param(jnp.zeros((2 * size - 1, dim // num_heads)))
 
-    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
-        """Attend within each map."""
-        height, width = x.shape[-3:-1]
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Attend within each map or window."""
+        return self.out(self._in_windows(x) if self.windowed else self._everywhere(x))
+
+    def _positions(self, height: int, width: int) -> tuple[Array, Array]:
+        rel_h = relative_positions(self.rel_pos_h[...], height)
+        return rel_h, relative_positions(self.rel_pos_w[...], width)
+
+    def _everywhere(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         query, key, value = (
-            rearrange(project(x), "... h w (n d) -> ... n h w d", n=self.num_heads)
+            rearrange(project(x), "b h w (n d) -> b n h w d", n=self.num_heads)
             for project in (self.query, self.key, self.value)
         )
-        rel_h = relative_positions(self.rel_pos_h[...], height)
-        rel_w = relative_positions(self.rel_pos_w[...], width)
-        heads = decomposed_attention(query, key, value, rel_h, rel_w)
-        return self.out(rearrange(heads, "... n h w d -> ... h w (n d)"))
+        heads = decomposed_attention(query, key, value, *self._positions(*x.shape[1:3]))
+        return rearrange(heads, "b n h w d -> b h w (n d)")
+
+    def _in_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        layers = (self.query, self.key, self.value)
+        query, key, value = (jnp.matmul(x, layer.kernel[...]) for layer in layers)
+        bias = jnp.stack([cast(nnx.Param, layer.bias)[...] for layer in layers])
+        return window_attention((query, key, value), bias, *self._positions(self.size, self.size))
 
 
 class EncoderBlock(nnx.Module):
     """Pre-norm transformer block; attention in windows, or global where ``window_size`` is 0."""
 
     def __init__(self, config: SamConfig, window_size: int, *, rngs: nnx.Rngs):
-        self.window_size = window_size
         self.norm1 = layer_norm(config.width, eps=EPS, rngs=rngs)
         self.attention = RelativeAttention(
-            config.width, config.num_heads, window_size or config.grid_size, rngs=rngs
+            config.width,
+            config.num_heads,
+            window_size or config.grid_size,
+            windowed=window_size > 0,
+            rngs=rngs,
         )
         self.norm2 = layer_norm(config.width, eps=EPS, rngs=rngs)
         self.mlp = Mlp(config.width, config.width * config.mlp_ratio, activation="gelu", rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Apply attention and MLP, each with its residual."""
-        attend = self._attend_in_windows if self.window_size else self.attention
-        x = x + attend(self.norm1(x))
+        x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-    def _attend_in_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        height, width = x.shape[1:3]
-        window = self.window_size
-        # Zeros below and to the right, after the norm; they take part in attention, as originally.
-        pad_h, pad_w = -height % window, -width % window
-        x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)))
-        windows = window_partition(x, window)
-        windows = rearrange(windows, "b n (p q) c -> b n p q c", p=window)
-        windows = rearrange(self.attention(windows), "b n p q c -> b n (p q) c")
-        return window_merge(windows, (height + pad_h, width + pad_w))[:, :height, :width]
 
 
 class Neck(nnx.Module):

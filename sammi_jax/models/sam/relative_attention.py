@@ -1,10 +1,11 @@
-"""Attention with decomposed relative positions, in two forms that are equal up to rounding.
+"""Attention with decomposed relative positions over a whole map.
 
 Original: segment_anything/modeling/image_encoder.py, ``Attention`` and ``add_decomposed_rel_pos``;
 the positions are MViTv2's (Li et al. 2022, equation 4).
 
 Deviations: large maps are worked off in blocks of queries, so that their scores are never held
-whole; but on a CPU, the positions are part of the products (`_placed`).
+whole; but on a CPU, the positions are part of the products (`_placed`). Both forms are equal up to
+rounding.
 """
 
 import jax
@@ -45,13 +46,23 @@ def decomposed_attention(
         rel_h: relative positions of rows, indexed by (row of the query, row of the key).
         rel_w: the same of columns.
     """
-    height, width = query.shape[-3:-1]
-    # Longer products are what an accelerator has to spare; a CPU has not. It is twice as fast, too,
-    # when one head's block of scores fits its cache.
-    on_cpu = _attend_cells if height * width <= QUERY_BLOCK else _attend_by_heads
+    # Longer products are what an accelerator has to spare; a CPU has not.
     return jax.lax.platform_dependent(
-        query, key, value, rel_h, rel_w, cpu=on_cpu, default=_attend_placed
+        query, key, value, rel_h, rel_w, cpu=attend_cells, default=_attend_placed
     )
+
+
+def attend_cells(
+    query: Float[Array, "*b h w d"],
+    key: Float[Array, "*b h w d"],
+    value: Float[Array, "*b h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+) -> Float[Array, "*b h w d"]:
+    """`decomposed_attention` in the form that is fast on a CPU: positions are added to scores."""
+    # A CPU is twice as fast when one head's block of scores fits its cache.
+    small = query.shape[-3] * query.shape[-2] <= QUERY_BLOCK
+    return (_attend_whole if small else _attend_by_heads)(query, key, value, rel_h, rel_w)
 
 
 def _attend_placed(
@@ -109,7 +120,7 @@ def _placed(
     )
 
 
-def _attend_cells(
+def _attend_whole(
     query: Float[Array, "*b r w d"],
     key: Float[Array, "*b h w d"],
     value: Float[Array, "*b h w d"],
@@ -138,16 +149,16 @@ def _attend_by_rows(
     rel_h: Float[Array, "h h d"],
     rel_w: Float[Array, "w w d"],
 ) -> Float[Array, "*b h w d"]:
-    """`_attend_cells` for all queries, `QUERY_BLOCK` of them at a time."""
+    """`_attend_whole` for all queries, `QUERY_BLOCK` of them at a time."""
     height, width = query.shape[-3:-1]
     fitting = [r for r in range(1, height + 1) if height % r == 0 and r * width <= QUERY_BLOCK]
     rows = max(fitting, default=1)
     if rows == height:
-        return _attend_cells(query, key, value, rel_h, rel_w)
+        return _attend_whole(query, key, value, rel_h, rel_w)
 
     @jax.checkpoint  # the backward pass makes a block's scores again instead of keeping them all
     def block(inputs: tuple[Array, Array]) -> Array:
-        return _attend_cells(inputs[0], key, value, inputs[1], rel_w)
+        return _attend_whole(inputs[0], key, value, inputs[1], rel_w)
 
     query_blocks = rearrange(query, "... (i r) w d -> i ... r w d", r=rows)
     out = jax.lax.map(block, (query_blocks, rearrange(rel_h, "(i r) k d -> i r k d", r=rows)))
