@@ -6,7 +6,7 @@ and medians are printed. FLOPs are counted from the trace (`sammi_jax.flops`).
 
 Command:   python benchmarks/sam_cache.py [--runs 30]
            python benchmarks/sam_cache.py --config configs/sammi_vitb16.py --runs 0 \
-               --set batch_size=4 --set data.augment=none --set task.remat=false
+               --set batch_size=4 --set data.augment=none --set task.remat=none
 Hardware:  two CPU cores; compiling the two programs is most of it. --runs 0 compiles nothing.
 """
 

@@ -11,7 +11,7 @@ from sammi_jax.config import SEGMENTER_SIZES
 from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
-    task=SegmentConfig(model=SEGMENTER_SIZES["vitb16"], remat=True),
+    task=SegmentConfig(model=SEGMENTER_SIZES["vitb16"], remat="full"),
     data=DataConfig(name="coco_stuff_171/train2017", workers=8),
     compute_dtype="bfloat16",
 )

@@ -14,7 +14,7 @@ from sammi_jax.config import SEGMENTER_SIZES, MaskConfig
 from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
-    task=SegmentConfig(model=replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig()), remat=True),
+    task=SegmentConfig(model=replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig()), remat="full"),
     data=DataConfig(name="coco_stuff_171/train2017", workers=8),
     compute_dtype="bfloat16",
 )

@@ -16,7 +16,7 @@ from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
 MASKS = MaskConfig(sam=SAM_SIZES["vith"])
 
 config = TrainConfig(
-    task=SegmentConfig(model=replace(SEGMENTER_SIZES["vitl14_336"], masks=MASKS), remat=True),
+    task=SegmentConfig(model=replace(SEGMENTER_SIZES["vitl14_336"], masks=MASKS), remat="full"),
     data=DataConfig(name="coco_stuff_171/train2017", workers=8),
     compute_dtype="bfloat16",
 )

@@ -166,7 +166,7 @@ def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> 
     mesh = _make_mesh(devices, mesh_shape)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     step, state, batch = abstract_step(config, config.task, mesh)
-    plain = replace(config.task, remat=False)
+    plain = replace(config.task, remat="none")
     flops = count_flops(*abstract_step(config, plain, mesh))
     began = time.perf_counter()
     with jax.set_mesh(mesh):

@@ -15,6 +15,9 @@ from typing import Any, Literal, TypeVar
 from sammi_jax.errors import SammiError
 
 T = TypeVar("T")
+# What the backward pass makes again instead of keeping it: nothing; all but the results of matrix
+# products; all but what goes into a block of CLIP and into a stage of the aggregation.
+Remat = Literal["none", "elementwise", "full"]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
-from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig, from_dict, to_dict
+from sammi_jax.config import ClipConfig, Remat, SamConfig, SegmenterConfig, from_dict, to_dict
 from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json
 
@@ -139,9 +139,9 @@ class SegmentConfig(TaskConfig):
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
     ignored_as_negative: bool = True
-    # In the backward pass make the inner values of CLIP's blocks and of the aggregation's stages
-    # again instead of keeping them: less memory for about a third more work.
-    remat: bool = False
+    # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a
+    # third more work; "elementwise" costs next to no products.
+    remat: Remat = "none"
     num_classes: int | None = None  # classes a step: the present ones and random others; None: all
     mask_noise: MaskNoiseConfig | None = None  # [ours] on SAM's masks; None: none
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config import Remat, SegmenterConfig
 from sammi_jax.images import CLIP_MEAN, CLIP_STD, SegmenterInput
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
@@ -100,7 +100,7 @@ def forward_crops(
     token_ids: Int[Array, "t p l"],
     class_mask: Bool[Array, " t"],
     pooling_size: int,
-    remat: bool = False,
+    remat: Remat = "none",
     perturb: Perturb | None = None,
     sam_embeddings: Float[Array, "b g g c"] | None = None,
 ) -> SegmenterOutput:

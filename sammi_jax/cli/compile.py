@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     print(_table(results))
     best = _best(results)
     if best is None:
-        print("No combination fits the memory of a chip: raise fsdp, set task.remat=true, or lower "
+        print("No combination fits the memory of a chip: raise fsdp, set task.remat=full, or lower "
               "the batch size.")  # fmt: skip
         return 1
     if len(results) > 1:

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sammi_jax.config import Remat
 from sammi_jax.layers.init import Keys, is_traced
+from sammi_jax.layers.remat import rematerialised
 from sammi_jax.typing import Array
 
 
@@ -43,7 +45,7 @@ class Stack(nnx.Module):
         *args: Any,
         num_layers: int | None = None,
         taps: tuple[int, ...] = (),
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> tuple[Array, tuple[Array, ...]]:
         """Run the first ``num_layers`` blocks (default all) as ``x = block(x, *args)``.
 
@@ -52,7 +54,7 @@ class Stack(nnx.Module):
             *args: given to every block.
             num_layers: how many blocks run.
             taps: ascending 0-based indices of blocks whose output is returned too.
-            remat: recompute each block in the backward pass.
+            remat: of each block in the backward pass.
 
         Returns:
             The last output, and the outputs of the blocks in ``taps``.
@@ -62,8 +64,7 @@ class Stack(nnx.Module):
         def body(carry: Array, layer: Any) -> tuple[Array, None]:
             return nnx.merge(graphdef, layer)(carry, *args), None
 
-        if remat:
-            body = jax.checkpoint(body, prevent_cse=False)
+        body = rematerialised(body, remat, prevent_cse=False)
         stop = self.num_layers if num_layers is None else num_layers
         ends = sorted({*(tap + 1 for tap in taps), stop})
         outputs, start = {}, 0

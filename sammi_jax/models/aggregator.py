@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import AggregatorConfig
+from sammi_jax.config import AggregatorConfig, Remat
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
 from sammi_jax.layers.guided import guided_conv
+from sammi_jax.layers.remat import rematerialised
 from sammi_jax.layers.swin import SpatialAggregation
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
@@ -147,7 +148,7 @@ class Aggregator(nnx.Module):
         decoder_guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]],
         class_mask: Bool[Array, " t"],
         pooling_size: int,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> Float[Array, "b t h4 w4"]:
         """Aggregate the cost map to logits at four times its side.
 
@@ -162,7 +163,7 @@ class Aggregator(nnx.Module):
             class_mask: False where a slot holds no class; its logits are -100.
             pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
                 training and 1 in evaluation.
-            remat: make the maps of each stage again in the backward pass instead of keeping them.
+            remat: of each stage in the backward pass.
         """
         batch, num_classes = cost.shape[0], cost.shape[3]
         mask = jnp.broadcast_to(class_mask, (batch, num_classes))
@@ -185,7 +186,7 @@ class Aggregator(nnx.Module):
     def _aggregate(
         self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat
     ) -> Array:
-        stage = jax.checkpoint if remat else lambda module: module
+        stage = partial(rematerialised, remat=remat)
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)

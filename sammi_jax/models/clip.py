@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import ClipConfig
+from sammi_jax.config import ClipConfig, Remat
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Mlp, MultiHeadAttention, PatchEmbed, Stack, layer_norm, linear
 from sammi_jax.layers.init import normal
@@ -121,7 +121,7 @@ class ImageTower(nnx.Module):
         return self.projection(self.norm_post(tokens[:, 0]))
 
     def dense(
-        self, image: Float[Array, "b h w 3"], taps: tuple[int, int], remat: bool = False
+        self, image: Float[Array, "b h w 3"], taps: tuple[int, int], remat: Remat = "none"
     ) -> tuple[Float[Array, "b h2 w2 d"], tuple[Float[Array, "b h2 w2 c"], ...]]:
         """Features of every patch, and the outputs of the blocks in ``taps``."""
         last = self.config.num_layers - 1
@@ -150,7 +150,7 @@ class TextTower(nnx.Module):
         self.norm_final = layer_norm(width, eps=config.eps, rngs=rngs)
         self.projection = linear(width, config.embed_dim, use_bias=False, rngs=rngs)
 
-    def __call__(self, token_ids: Int[Array, "b n"], remat: bool = False) -> Float[Array, "b d"]:
+    def __call__(self, token_ids: Int[Array, "b n"], remat: Remat = "none") -> Float[Array, "b d"]:
         """The text embedding, not normalised; the end-of-text token is the largest id of a row."""
         length = token_ids.shape[1]
         if length > self.config.context_length:
@@ -190,7 +190,7 @@ class Clip(nnx.Module):
         self,
         image: Float[Array, "b h w 3"],
         taps: tuple[int, int] | None = None,
-        remat: bool = False,
+        remat: Remat = "none",
     ) -> tuple[Float[Array, "b h2 w2 d"], tuple[Float[Array, "b h2 w2 c"], ...]]:
         """Embedding of every patch (CAT-Seg's dense mode), not normalised, and middle layers.
 
@@ -198,7 +198,7 @@ class Clip(nnx.Module):
             image: as for `encode_image`.
             taps: 0-based blocks whose output is returned too; default CAT-Seg's, at one and two
                 thirds of the depth (3 and 7 of 12, 7 and 15 of 24).
-            remat: make each block's inner values again in the backward pass.
+            remat: of each block's inner values in the backward pass.
 
         Raises:
             SammiError: the image's sides are no multiples of the patch size, or the tower has no
@@ -208,6 +208,8 @@ class Clip(nnx.Module):
         return self.vision.dense(image, taps or (layers // 3 - 1, 2 * layers // 3 - 1), remat)
 
     @jax.named_scope("clip_text")
-    def encode_text(self, token_ids: Int[Array, "b n"], remat: bool = False) -> Float[Array, "b d"]:
+    def encode_text(
+        self, token_ids: Int[Array, "b n"], remat: Remat = "none"
+    ) -> Float[Array, "b d"]:
         """Embedding of zero-padded token rows (`text.tokenizer.Tokenizer`), not normalised."""
         return self.text(token_ids, remat)

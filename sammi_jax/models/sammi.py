@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import MaskConfig, MaskFilterConfig, SegmenterConfig
+from sammi_jax.config import MaskConfig, MaskFilterConfig, Remat, SegmenterConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import TransposedConv
 from sammi_jax.models.aggregator import Aggregator
@@ -113,12 +113,12 @@ class Sammi(nnx.Module):
         self.dmi = Dmi(masks.dmi, embed_dim, (first, second), aggregator.num_templates, rngs=rngs)
 
     def encode_text(
-        self, token_ids: Int[Array, "t p l"], remat: bool = False
+        self, token_ids: Int[Array, "t p l"], remat: Remat = "none"
     ) -> Float[Array, "t p d"]:
         """F_t: unit-length text embeddings of every class and template."""
         return text_embeddings(self.clip, token_ids, remat)
 
-    def encode_views(self, views: Float[Array, "n s s 3"], remat: bool = False) -> ImageFeatures:
+    def encode_views(self, views: Float[Array, "n s s 3"], remat: Remat = "none") -> ImageFeatures:
         """F_l, F_h1 and F_h2 of CLIP-normalised square images (docs/catseg.md part a)."""
         low, (tap1, tap2) = self.clip.encode_dense(views, self.config.taps, remat)
         return ImageFeatures(low, (self.upsample1(tap1), self.upsample2(tap2)))
@@ -132,7 +132,7 @@ class Sammi(nnx.Module):
         *,
         layout: ViewLayout,
         pooling_size: int,
-        remat: bool = False,
+        remat: Remat = "none",
         perturb: Perturb | None = None,
     ) -> SegmenterOutput:
         """Class logits of every view.
@@ -145,7 +145,7 @@ class Sammi(nnx.Module):
             class_mask: False for classes that only pad the axis.
             layout: how the views lie on the canvas.
             pooling_size: pooling of the class attention (training: the configuration's; else 1).
-            remat: in the backward pass make inner values again instead of keeping them.
+            remat: of inner values in the backward pass.
             perturb: of SAM's masks, in training; None: they stay as they are.
         """
         b = views.shape[0]
@@ -246,7 +246,7 @@ class Sammi(nnx.Module):
         text_features: Array,
         class_mask: Array,
         pooling_size: int,
-        remat: bool,
+        remat: Remat,
     ) -> Float[Array, "b v t h w"]:
         """Injection, aggregation and decoder (sections 5 and 6), one view at a time."""
         by_view = jax.tree.map(lambda x: rearrange(x, "(b v) ... -> v b ...", b=b), features)
@@ -300,7 +300,7 @@ def _passes(config: MaskFilterConfig, iou: Array, stability: Array, area: Array)
 
 
 def text_embeddings(
-    clip: Clip, token_ids: Int[Array, "t p l"], remat: bool = False
+    clip: Clip, token_ids: Int[Array, "t p l"], remat: Remat = "none"
 ) -> Float[Array, "t p d"]:
     """Unit-length CLIP embeddings of every class and template."""
     # All images share the texts, so every device of a pod would encode all of them, which is more

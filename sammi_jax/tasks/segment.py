@@ -73,7 +73,9 @@ class SegmentRules(Rules[Sammi]):
 
     def without_remat(self) -> Rules[Sammi]:
         """The same model and loss, keeping inner values."""
-        return SegmentRules(replace(self._task, remat=False), self._ignore_label, self._photographs)
+        return SegmentRules(
+            replace(self._task, remat="none"), self._ignore_label, self._photographs
+        )
 
     def loss(
         self, model: Sammi, batch: Batch, key: jax.Array
