@@ -279,7 +279,7 @@ def _vocabulary(config: TrainConfig, task: SegmentConfig) -> tuple[int, int]:
     else:
         vocabulary = get_vocabulary(name)
         total, ignore = len(vocabulary.texts), vocabulary.ignore_index
-    return min(total, task.num_classes or total), ignore
+    return total, ignore
 
 
 def _abstract_batch(

@@ -142,7 +142,9 @@ class SegmentConfig(TaskConfig):
     # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a
     # third more work; "elementwise" costs next to no products.
     remat: Remat = "none"
-    num_classes: int | None = None  # classes a step: the present ones and random others; None: all
+    # Classes that a step (with ``accumulate``, each of its parts) asks for: those present first,
+    # then others, at random; None: all.
+    num_classes: int | None = None
     mask_noise: MaskNoiseConfig | None = None  # [ours] on SAM's masks; None: none
 
 

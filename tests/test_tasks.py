@@ -9,15 +9,16 @@ import pytest
 
 from sammi_jax.config import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
 from sammi_jax.data import openshapes
+from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
 from sammi_jax.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.layers.init import Keys
 from sammi_jax.loop import trainable_paths
+from sammi_jax.ops.class_sampling import OTHER_CLASS, relabel, sample_classes
 from sammi_jax.params import build
 from sammi_jax.tasks import make_task
 from sammi_jax.tasks.caption import contrastive_loss, pooled_scores
 from sammi_jax.tasks.prompt import dice_loss, focal_loss, mask_iou
-from sammi_jax.tasks.segment import OTHER_CLASS, relabel
 
 CATSEG = SEGMENTER_SIZES["openshapes"]
 SAMMI = replace(CATSEG, masks=MaskConfig(sam=SAM_SIZES["openshapes"]))
@@ -121,23 +122,46 @@ def test_what_trains():
 
 
 def test_relabel():
-    labels = np.array([[0, 3], [255, 5]], np.uint8)
-    found = relabel(labels, np.array([3, 5]), 8, 255)
-    assert found.tolist() == [[OTHER_CLASS, 0], [255, 1]]
+    labels = jnp.array([[[0, 3], [255, 5], [7, 9]]])
+    found = relabel(labels, jnp.array([3, 5]), 8, 255)
+    assert found.tolist() == [[[OTHER_CLASS, 0], [255, 1], [OTHER_CLASS, OTHER_CLASS]]]
 
 
-def test_classes_of_a_step():
-    task, total = make("catseg"), len(openshapes.get_view("os48").seen)
-    batch = task.batch(0)
-    ids = batch.shared["token_ids"]
-    assert ids.shape[:2] == (7, 1)
-    assert len({tuple(row) for row in ids[:, 0]}) == 7
-    labels = batch.examples["labels"]
-    assert labels.min() >= OTHER_CLASS
-    assert labels.max() < 7
-    everything = make_task(TrainConfig(task=SegmentConfig(model=CATSEG), batch_size=2)).batch(0)
-    assert everything.shared["token_ids"].shape[0] == total
-    assert (everything.examples["labels"] >= 0).all()  # scenes of seen classes only
+def test_classes_of_a_step_are_the_present_ones_and_others():
+    labels = jnp.array([[[4, 4], [255, 11]], [[2, 4], [11, 11]]])
+    sample = jax.jit(sample_classes, static_argnums=(2, 3))
+    chosen = [sample(jax.random.key(i), labels, 12, 5).tolist() for i in range(60)]
+    assert all(choice == sorted(set(choice)) and len(choice) == 5 for choice in chosen)
+    assert all({2, 4, 11} <= set(choice) for choice in chosen)
+    assert {i for choice in chosen for i in choice} == set(range(12))
+    few = [sample(jax.random.key(i), labels, 12, 2).tolist() for i in range(60)]
+    assert {tuple(choice) for choice in few} == {(2, 4), (2, 11), (4, 11)}
+
+
+def test_all_classes_of_a_batch():
+    batch = make("catseg").batch(0)
+    assert batch.shared["token_ids"].shape[0] == len(openshapes.get_view("os48").seen)
+    assert (batch.examples["labels"] >= 0).all()  # scenes of seen classes only
+
+
+def test_a_sampled_step_asks_for_its_classes_only():
+    """The loss with sampled classes is that of a batch whose shared tokens are these classes'."""
+    task, everything = make("catseg"), make_task(TrainConfig(task=SegmentConfig(model=CATSEG)))
+    params, batch, key = task.initial_params(0), task.batch(0), jax.random.key(5)
+    make_model = lambda: task.make(Keys(0))  # noqa: E731
+    losses = [
+        jax.jit(lambda batch, rules=rules: rules.loss(build(make_model, params), batch, key)[0])
+        for rules in (task, everything)
+    ]
+    found = losses[0](batch)
+    total = batch.shared["token_ids"].shape[0]
+    labels = jnp.asarray(batch.examples["labels"])
+    classes = sample_classes(jax.random.split(key, 3)[2], labels, total, 7)
+    alone = Batch(
+        {**batch.examples, "labels": relabel(labels, classes, total, openshapes.IGNORE_LABEL)},
+        {"token_ids": batch.shared["token_ids"][classes]},
+    )
+    assert float(found) == pytest.approx(float(losses[1](alone)), rel=1e-6)
 
 
 def test_a_model_folder_that_does_not_fit_is_refused(tmp_path):

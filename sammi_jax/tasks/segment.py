@@ -27,6 +27,7 @@ from sammi_jax.inference import forward_crops
 from sammi_jax.losses import segmentation_loss
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
+from sammi_jax.ops.class_sampling import relabel, sample_classes
 from sammi_jax.ops.colour import jitter_colours
 from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.pipeline import Segmenter
@@ -36,7 +37,6 @@ from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import prompts
 from sammi_jax.typing import Int, NpArray
 
-OTHER_CLASS = -1  # a pixel of a class that this step does not ask for: none of those asked for
 _CLIP_TRAINS = ("query/kernel", "value/kernel")
 
 
@@ -82,11 +82,11 @@ class SegmentRules(Rules[Sammi]):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
         examples, masks = batch.examples, self._task.model.masks
-        token_ids = batch.shared["token_ids"]
+        colour_key, noise_key, class_key = jax.random.split(key, 3)
+        token_ids, labels = self._sample(batch, class_key)
         class_mask = jnp.ones(token_ids.shape[0], bool)
         pooling = self._task.model.aggregator.pooling_size
         images = examples["images"].astype(jnp.float32)
-        colour_key, noise_key = jax.random.split(key)
         if self._photographs:
             images = jitter_colours(images, colour_key)
         noise, perturb = self._task.mask_noise, None
@@ -102,7 +102,6 @@ class SegmentRules(Rules[Sammi]):
             perturb=perturb,
             sam_embeddings=examples.get(EMBEDDINGS),
         )
-        labels = examples["labels"]
         loss = segmentation_loss(
             output.logits[:, 0],
             labels,
@@ -121,16 +120,22 @@ class SegmentRules(Rules[Sammi]):
             loss = loss + masks.tspp.loss_weight * metrics["tspp_loss"]
         return loss, metrics
 
+    def _sample(
+        self, batch: Batch, key: jax.Array
+    ) -> tuple[Int[jax.Array, "t p l"], Int[jax.Array, "b h w"]]:
+        """Tokens of the classes that the step asks for, and labels among these."""
+        token_ids, labels = batch.shared["token_ids"], batch.examples["labels"]
+        total, wanted = token_ids.shape[0], self._task.num_classes
+        if wanted is None or wanted >= total:
+            return token_ids, labels
+        classes = sample_classes(key, labels, total, wanted)
+        return token_ids[classes], relabel(labels, classes, total, self._ignore_label)
+
 
 class SegmentTask(SegmentRules, Task[Sammi]):
     """A segmenter on label maps: OpenShapes' seen classes, or a prepared set."""
 
     def __init__(self, config: TrainConfig, task: SegmentConfig):
-        if task.num_classes is not None and jax.process_count() > 1:
-            raise SammiError(
-                "task.num_classes: which classes a step asks for depends on its labels, which the "
-                "processes do not share; leave it out (all classes) in a job of several processes"
-            )
         dataset, transforms = training_set(config, task)
         super().__init__(task, dataset.ignore_label, photographs=is_random(config.data))
         self._config, self._cache = config, None
@@ -175,34 +180,21 @@ class SegmentTask(SegmentRules, Task[Sammi]):
         return params
 
     def batch(self, step: int) -> Batch:
-        """Images, labels among the classes that the step asks for, and these classes' tokens."""
-        return self._assemble(step, cast(dict[str, NpArray], self._batches[step]))
+        """Images, labels, and the tokens of all classes."""
+        return self._assemble(cast(dict[str, NpArray], self._batches[step]))
 
     def batches(self, start: int) -> Generator[Batch]:
         """The batches from a step on, read ahead."""
         raw = iterate(self._batches, start, self._config.data.workers)
         with closing(raw):
-            for step, examples in enumerate(raw, start):
-                yield self._assemble(step, examples)
+            for examples in raw:
+                yield self._assemble(examples)
 
-    def _assemble(self, step: int, examples: dict[str, NpArray]) -> Batch:
-        labels = examples["label"]
-        classes = self._choose_classes(labels, step)
-        taken = {
-            "images": examples["image"],
-            "labels": relabel(labels, classes, len(self._token_ids), self._ignore_label),
-        }
+    def _assemble(self, examples: dict[str, NpArray]) -> Batch:
+        taken = {"images": examples["image"], "labels": examples["label"].astype(np.int32)}
         if self._cache is not None:
             taken[EMBEDDINGS] = examples[EMBEDDINGS]
-        return Batch(taken, {"token_ids": self._token_ids[classes]})
-
-    def _choose_classes(self, labels: NpArray, step: int) -> Int[NpArray, " t"]:
-        """All classes, or ``num_classes``: the batch's own in random order, then random others."""
-        total, wanted = len(self._token_ids), self._task.num_classes
-        if wanted is None or wanted >= total:
-            return np.arange(total)
-        order = np.random.default_rng((self._config.seed, step)).permutation(total)
-        return np.sort(order[np.argsort(~np.isin(order, labels), kind="stable")][:wanted])
+        return Batch(taken, {"token_ids": self._token_ids})
 
     def predictor(self, params: Mapping[str, Any]) -> Segmenter:
         """The segmenter."""
@@ -222,16 +214,6 @@ class SegmentTask(SegmentRules, Task[Sammi]):
             licence="Apache-2.0",
             tokenizer=self._tokenizer,
         )
-
-
-def relabel(
-    labels: Int[NpArray, "b h w"], classes: Int[NpArray, " t"], num_classes: int, ignore_label: int
-) -> Int[NpArray, "b h w"]:
-    """Labels as positions in ``classes`` (int32); ignored pixels stay, others are OTHER_CLASS."""
-    table = np.full(max(num_classes, ignore_label + 1), OTHER_CLASS, np.int32)
-    table[classes] = np.arange(len(classes))
-    table[ignore_label] = ignore_label
-    return table[labels]
 
 
 def _data_name(config: TrainConfig) -> str:
