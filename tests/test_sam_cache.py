@@ -428,17 +428,19 @@ def test_photographs_are_squashed_whole(own_set, tmp_path, encode):
 def test_a_resumed_run_with_a_cache_is_bit_equal(cache, tmp_path, monkeypatch):
     config = with_cache(cache)
     straight = train(make_task(config), config, tmp_path / "straight")
-    task, real = make_task(config), type(make_task(config))._assemble
+    task = make_task(config)
+    real = type(task).batches
 
-    def failing(self, step, examples):
-        if step == 3:
-            raise KeyboardInterrupt
-        return real(self, step, examples)
+    def failing(self, start):
+        for step, batch in enumerate(real(self, start), start):
+            if step == 3:
+                raise KeyboardInterrupt
+            yield batch
 
-    monkeypatch.setattr(type(task), "_assemble", failing)
+    monkeypatch.setattr(type(task), "batches", failing)
     with pytest.raises(KeyboardInterrupt):
         train(task, config, tmp_path / "resumed")
-    monkeypatch.setattr(type(task), "_assemble", real)
+    monkeypatch.setattr(type(task), "batches", real)
     resumed = train(make_task(config), config, tmp_path / "resumed")
     name = "model.safetensors"
     assert (straight / name).read_bytes() == (resumed / name).read_bytes()

@@ -124,7 +124,8 @@ class SegmentRules(Rules[Sammi]):
         self, batch: Batch, key: jax.Array
     ) -> tuple[Int[jax.Array, "t p l"], Int[jax.Array, "b h w"]]:
         """Tokens of the classes that the step asks for, and labels among these."""
-        token_ids, labels = batch.shared["token_ids"], batch.examples["labels"]
+        token_ids = jnp.asarray(batch.shared["token_ids"])
+        labels = jnp.asarray(batch.examples["labels"])
         total, wanted = token_ids.shape[0], self._task.num_classes
         if wanted is None or wanted >= total:
             return token_ids, labels
