@@ -40,7 +40,7 @@ check: $(TEST_STAMP)  ## lint, format and types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## lint, types and the fast tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow

@@ -31,9 +31,9 @@ config = TrainConfig(
         model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS), clip_lr_scale=1.0
     ),
     optim=OptimConfig(
-        peak_lr=6e-4, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
+        peak_lr=3e-4, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=40,
+    steps=60,
     batch_size=4,
-    checkpoint_every=20,
+    checkpoint_every=30,
 )
