@@ -15,6 +15,7 @@ from sammi_jax.convert.rules import (
 )
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Stack, linear
+from sammi_jax.layers.init import Keys
 from sammi_jax.params import abstract_params, build, flat_params
 
 BLOCK = [
@@ -94,3 +95,12 @@ def test_build_round_trip_and_strictness():
     del broken["parts/0/kernel"]
     with pytest.raises(SammiError, match="missing parts/0/kernel; unknown nope"):
         build(make, broken)
+
+
+def test_keys_are_those_of_flax():
+    """What makes tracing fast changes no initial value."""
+    ours, flax = Keys(3), nnx.Rngs(3)
+    for _ in range(3):
+        np.testing.assert_array_equal(
+            jax.random.key_data(ours.params()), jax.random.key_data(flax.params())
+        )
