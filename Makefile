@@ -39,6 +39,7 @@ check: $(TEST_STAMP)  ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# Three workers for two cores: some tests wait for processes of their own.
 test: check  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 

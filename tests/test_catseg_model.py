@@ -189,7 +189,7 @@ def test_three_steps_of_the_reference_optimizer(reference):
         norm = expected["grad_norm_before_clip"]
         # AdamW's first updates are nearly the gradients' signs, which rounding decides where these
         # are near zero: after two of them the norm is 2e-5 off on some CPUs.
-        tolerance = 1e-5 if number < 2 else 5e-5
+        tolerance = 1e-5 if number < 2 else 3e-5
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=tolerance)
         rate = expected["base_lr_factor"] * config.peak_lr
         assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-6)

@@ -11,10 +11,11 @@ from sammi_jax.config import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
+from sammi_jax.experiment import CaptionConfig, MeshConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.layers.init import Keys
 from sammi_jax.loop import trainable_paths
 from sammi_jax.ops.class_sampling import OTHER_CLASS, relabel, sample_classes
+from sammi_jax.parallel import batch_sharding, make_mesh
 from sammi_jax.params import build
 from sammi_jax.tasks import make_task
 from sammi_jax.tasks.caption import contrastive_loss, pooled_scores
@@ -136,6 +137,22 @@ def test_classes_of_a_step_are_the_present_ones_and_others():
     assert {i for choice in chosen for i in choice} == set(range(12))
     few = [sample(jax.random.key(i), labels, 12, 2).tolist() for i in range(60)]
     assert {tuple(choice) for choice in few} == {(2, 4), (2, 11), (4, 11)}
+
+
+def test_devices_that_share_the_labels_choose_the_same_classes(rng):
+    """A class that one device's labels hold counts for all."""
+    labels = rng.integers(0, 3, (8, 4, 4)).astype("i")
+    labels[5, 2, 2] = 11
+    sample = jax.jit(sample_classes, static_argnums=(2, 3))
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    shared = jax.device_put(labels, batch_sharding(mesh))
+    found = sample(jax.random.key(0), shared, 40, 4).tolist()
+    assert found == sample(jax.random.key(0), jnp.asarray(labels), 40, 4).tolist() == [0, 1, 2, 11]
+
+
+def test_a_step_without_classes_is_refused():
+    with pytest.raises(SammiError, match="num_classes=0: give at least 1"):
+        make_task(TrainConfig(task=SegmentConfig(model=CATSEG, num_classes=0)))
 
 
 def test_all_classes_of_a_batch():

@@ -258,6 +258,13 @@ def test_what_does_not_fit_the_devices(tmp_path, change, message):
         train(Dummy(), replace(CONFIG, **change), tmp_path)
 
 
+def test_a_schedule_that_does_not_fit_leaves_the_folder_free(tmp_path):
+    warm = replace(CONFIG, optim=replace(CONFIG.optim, warmup_steps=CONFIG.steps))
+    with pytest.raises(SammiError, match="give more steps"):
+        train(Dummy(), warm, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_experiment_is_refused(straight):
     with pytest.raises(SammiError, match=r"optim\.peak_lr was 0\.01 and is 0\.1"):
         train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), straight)

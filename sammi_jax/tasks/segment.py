@@ -49,12 +49,16 @@ class SegmentRules(Rules[Sammi]):
         photographs: whether colours are jittered.
 
     Raises:
-        SammiError: mask noise for a model without masks.
+        SammiError: mask noise for a model without masks, or no class a step.
     """
 
     def __init__(self, task: SegmentConfig, ignore_label: int, photographs: bool):
         if task.mask_noise is not None and task.model.masks is None:
             raise SammiError("task.mask_noise: this model has no SAM masks (task.model.masks)")
+        if task.num_classes is not None and task.num_classes < 1:
+            raise SammiError(
+                f"task.num_classes={task.num_classes}: give at least 1, or None for all"
+            )
         self._task, self._ignore_label, self._photographs = task, ignore_label, photographs
 
     def make(self, rngs: nnx.Rngs) -> Sammi:
