@@ -18,54 +18,52 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sammi_jax import inference
-from sammi_jax.config import SEGMENTER_SIZES, MaskConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.config.experiment import EvalConfig, MeshConfig
+from sammi_jax.config.model import SEGMENTER_SIZES, MaskConfig, SegmenterConfig, SlidingConfig
 from sammi_jax.evaluation.evaluator import make_variants
 from sammi_jax.evaluation.program import Readout, make_network, make_readout, make_target
 from sammi_jax.evaluation.totals import zero_totals
-from sammi_jax.experiment import EvalConfig, MeshConfig
-from sammi_jax.images import SegmenterInput, segmenter_input
-from sammi_jax.inference import ViewScores
-from sammi_jax.kinds import model_maker
+from sammi_jax.inference.forward import ViewScores, blend_logits, forward_input
+from sammi_jax.inference.inputs import SegmenterInput, segmenter_input
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.parallel import batch_sharding, make_mesh, replicated
+from sammi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
+from sammi_jax.weights.kinds import model_maker
 
 SLIDING = SlidingConfig()
 CONFIG = dataclasses.replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig(), sliding=SLIDING)
 LABEL_SHAPE = (1024, 1024)
-TEXTS_PADDED_TO = 8  # as `pipeline.Segmenter.text_features`
+TEXTS_PADDED_TO = 8  # as `Segmenter.encode_classes`
 RUNS = ((150, 32), (847, 16), (847, 32), (847, 128))  # (T, class_chunk)
 
 
 class AbstractSegmenter:
-    """`pipeline.Segmenter` whose parameters are shapes; satisfies `program.Predictor`."""
+    """A `Segmenter` whose parameters are shapes; satisfies `program.Predictor`."""
 
     config = CONFIG
 
     def __init__(self):
         self._graphdef, self.state = nnx.split(nnx.eval_shape(model_maker(self.config)))
 
-    def text_features(self, class_names: Sequence[str]) -> tuple[Any, Any]:
+    def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
         """Shapes of the embeddings and of the class mask."""
         total = -(-len(class_names) // TEXTS_PADDED_TO) * TEXTS_PADDED_TO
         features = jax.ShapeDtypeStruct((total, 1, self.config.clip.embed_dim), jnp.float32)
-        return features, jax.ShapeDtypeStruct((total,), jnp.bool_)
+        return ClassTexts(features, jax.ShapeDtypeStruct((total,), jnp.bool_))
 
     def prepare(self, image: Any, config: SegmenterConfig | None = None) -> SegmenterInput:
         """One image's inputs."""
         return segmenter_input(image, config or self.config)
 
-    def views(
-        self, state: Any, inputs: Any, text_features: Any, class_mask: Any, layout: ViewLayout
-    ) -> ViewScores:
+    def views(self, state: Any, inputs: Any, text: ClassTexts, layout: ViewLayout) -> ViewScores:
         """Logits and masks of every view."""
         model: Any = nnx.merge(self._graphdef, state)
-        output = inference.forward_input(model, inputs, text_features, class_mask, layout)
+        output = forward_input(model, inputs, text, layout)
         return ViewScores(output.logits, output.proposals)
 
     def blend(self, maps: Any, layout: ViewLayout) -> Any:
         """Probabilities on the canvas."""
-        return inference.blend_logits(maps, self.config, layout)
+        return blend_logits(maps, self.config, layout)
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
@@ -87,8 +85,7 @@ class Programs:
         stacked = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((batch_size, *x.shape[1:]), x.dtype), inputs
         )
-        features = self._predictor.text_features([""] * num_classes)
-        self._features, self._mask = abstract(features, whole)
+        self._text = abstract(self._predictor.encode_classes([""] * num_classes), whole)
         self._state = abstract(self._predictor.state, whole)
         self._inputs = [abstract(stacked, split)]
         label = np.zeros(LABEL_SHAPE, np.int32)
@@ -102,7 +99,7 @@ class Programs:
     def network(self) -> Any:
         """The network, lowered."""
         program = make_network(self._predictor, self._variants, self._mesh)
-        arguments = (self._state, self._inputs, self._features, self._mask)
+        arguments = (self._state, self._inputs, self._text)
         self._scores = abstract(jax.eval_shape(program, *arguments), batch_sharding(self._mesh))
         return program.lower(*arguments)
 
@@ -112,7 +109,7 @@ class Programs:
         how = Readout(merge, self._num_classes, class_chunk, None, None, True)
         program = make_readout(self._predictor, self._variants, how, self._mesh)
         maps, proposals = self._scores
-        return program.lower(self._totals, maps, proposals, self._mask, self._target)
+        return program.lower(self._totals, maps, proposals, self._text.mask, self._target)
 
 
 def report(what: str, lowered: Any) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sammi_jax.data.augment import TrainCrop
-from sammi_jax.data.pipeline import batch_stream, iterate
-from sammi_jax.data.prepare import prepare
+from sammi_jax.data.input.augment import TrainCrop
+from sammi_jax.data.input.pipeline import batch_stream, iterate
+from sammi_jax.data.prepare.write import prepare
 from sammi_jax.data.sources import PreparedSource
 
 SIZE, CROP, BATCH_SIZE, NUM_CLASSES, IGNORE = (480, 640), 384, 4, 150, 255

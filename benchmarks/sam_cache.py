@@ -24,16 +24,17 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 
-from sammi_jax.aot import abstract_step
-from sammi_jax.caching import make_encoder
-from sammi_jax.data.loader import Batch
-from sammi_jax.experiment import SegmentConfig, TrainConfig, load_config
-from sammi_jax.flops import count_flops
-from sammi_jax.parallel import make_mesh, put_batch
-from sammi_jax.params import flat_params
-from sammi_jax.state import TrainState
-from sammi_jax.tasks.segment import SegmentRules
-from sammi_jax.tasks.segment_data import ENCODER
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
+from sammi_jax.config.files import load_config
+from sammi_jax.parallel.batch import Batch, put_batch
+from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.pods.aot import abstract_step
+from sammi_jax.training.embed import make_encoder
+from sammi_jax.training.flops import count_flops
+from sammi_jax.training.state import TrainState
+from sammi_jax.training.tasks.segment import SegmentRules
+from sammi_jax.training.tasks.segment_data import ENCODER
+from sammi_jax.weights.params import flat_params
 
 NO_CLASS = 255  # as the ignored label: none is drawn
 

@@ -7,8 +7,7 @@ Hardware:  written for one TPU pod slice or GPU node; not run at this size by it
            batch_size=4 is the reference's, and must be a multiple of the devices
 """
 
-from sammi_jax.config import SEGMENTER_SIZES
-from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
+from sammi_jax.config import SEGMENTER_SIZES, DataConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
     task=SegmentConfig(model=SEGMENTER_SIZES["vitb16"], remat="full"),

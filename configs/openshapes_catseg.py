@@ -5,8 +5,7 @@ Command:   python train.py --config configs/openshapes_catseg.py --workdir runs/
 Hardware:  two CPU cores
 """
 
-from sammi_jax.config import SEGMENTER_SIZES
-from sammi_jax.experiment import OptimConfig, SegmentConfig, TrainConfig
+from sammi_jax.config import SEGMENTER_SIZES, OptimConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
     # The tiny CLIP learnt from 48-pixel pictures of one object: on scenes it has more to learn than

@@ -4,8 +4,7 @@ Command:   python train.py --config configs/openshapes_clip.py --workdir runs/de
 Hardware:  two CPU cores
 """
 
-from sammi_jax.config import CLIP_SIZES
-from sammi_jax.experiment import CaptionConfig, OptimConfig, TrainConfig
+from sammi_jax.config import CLIP_SIZES, CaptionConfig, OptimConfig, TrainConfig
 
 config = TrainConfig(
     task=CaptionConfig(model=CLIP_SIZES["openshapes"]),

@@ -4,8 +4,7 @@ Command:   python train.py --config configs/openshapes_sam.py --workdir runs/dem
 Hardware:  two CPU cores
 """
 
-from sammi_jax.config import SAM_SIZES
-from sammi_jax.experiment import OptimConfig, PromptConfig, TrainConfig
+from sammi_jax.config import SAM_SIZES, OptimConfig, PromptConfig, TrainConfig
 
 config = TrainConfig(
     task=PromptConfig(model=SAM_SIZES["openshapes"], points_per_image=8, focal_weight=1.0),

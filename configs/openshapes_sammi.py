@@ -13,9 +13,11 @@ from sammi_jax.config import (
     DmiConfig,
     MaskConfig,
     MaskFilterConfig,
+    OptimConfig,
+    SegmentConfig,
+    TrainConfig,
     TsppConfig,
 )
-from sammi_jax.experiment import OptimConfig, SegmentConfig, TrainConfig
 
 # The tiny SAM's logits are small, so that shifting them says nothing of a mask's stability: only
 # its own estimate of the IoU counts. The tiny CLIP's cosines spread more than the real one's.

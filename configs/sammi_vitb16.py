@@ -10,8 +10,7 @@ Hardware:  written for one TPU pod slice or GPU node; not run at this size by it
 
 from dataclasses import replace
 
-from sammi_jax.config import SEGMENTER_SIZES, MaskConfig
-from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
+from sammi_jax.config import SEGMENTER_SIZES, DataConfig, MaskConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
     task=SegmentConfig(model=replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig()), remat="full"),

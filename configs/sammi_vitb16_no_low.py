@@ -8,7 +8,7 @@ Hardware:  as configs/sammi_vitb16.py; not run at this size by its authors
 
 from pathlib import Path
 
-from sammi_jax.experiment import load_config
+from sammi_jax.config.files import load_config
 
 config = load_config(
     Path(__file__).with_name("sammi_vitb16.py"), ["task.model.masks.dmi.low=False"]

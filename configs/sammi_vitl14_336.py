@@ -10,8 +10,14 @@ Hardware:  written for one TPU pod slice or GPU node; not run at this size by it
 
 from dataclasses import replace
 
-from sammi_jax.config import SAM_SIZES, SEGMENTER_SIZES, MaskConfig
-from sammi_jax.experiment import DataConfig, SegmentConfig, TrainConfig
+from sammi_jax.config import (
+    SAM_SIZES,
+    SEGMENTER_SIZES,
+    DataConfig,
+    MaskConfig,
+    SegmentConfig,
+    TrainConfig,
+)
 
 MASKS = MaskConfig(sam=SAM_SIZES["vith"])
 

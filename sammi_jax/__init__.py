@@ -7,8 +7,9 @@ from sammi_jax.errors import SammiError
 
 if TYPE_CHECKING:
     from sammi_jax import functional
-    from sammi_jax.pipeline import ClipModel, SamModel, Segmenter, load, load_clip, load_sam
-    from sammi_jax.segmentation import Segmentation
+    from sammi_jax.inference.result import Segmentation
+    from sammi_jax.inference.segmenter import Segmenter, load
+    from sammi_jax.inference.towers import ClipModel, SamModel, load_clip, load_sam
 
 __version__ = "0.1.0"
 
@@ -25,10 +26,10 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Segmentation": "sammi_jax.segmentation",
+    "Segmentation": "sammi_jax.inference.result",
+    **dict.fromkeys(("Segmenter", "load"), "sammi_jax.inference.segmenter"),
     **dict.fromkeys(
-        ("ClipModel", "SamModel", "Segmenter", "load", "load_clip", "load_sam"),
-        "sammi_jax.pipeline",
+        ("ClipModel", "SamModel", "load_clip", "load_sam"), "sammi_jax.inference.towers"
     ),
 }
 

@@ -67,3 +67,17 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_destination(folder: str | Path) -> Path:
+    """The path, if a model folder can be written there.
+
+    Raises:
+        SammiError: something is there already.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_dir() and not any(folder.iterdir()):
+        return folder
+    if folder.exists() or folder.is_symlink():
+        raise SammiError(f"{folder}: exists already; name a new folder or remove it first")
+    return folder

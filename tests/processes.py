@@ -21,7 +21,10 @@ def start_process(config, workdir, *arguments, devices=1, before="", precision="
 
     Programs are compiled once for all runs of a configuration.
     """
-    code = f"import sys, train\n{before}\nsys.exit(train.main(sys.argv[1:]))"
+    main = (
+        "import sys; from sammi_jax.cli.main import main; sys.exit(main(['train', *sys.argv[1:]]))"
+    )
+    code = f"{before}\n{main}"
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [sys.executable, "-c", code, "--config", config, "--workdir", workdir, *arguments],

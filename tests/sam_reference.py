@@ -13,7 +13,7 @@ from sammi_jax.convert import sam as convert_sam
 from sammi_jax.convert.rules import Source, apply_rules
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam.sam import Sam
-from sammi_jax.params import abstract_params, build
+from sammi_jax.weights.params import abstract_params, build
 
 SIDE = 128  # grid 8, windows of 3: padded to 9
 

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sammi_jax.config import AggregatorConfig
+from sammi_jax.config.model import AggregatorConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import class_attention, swin
 from sammi_jax.models.aggregator import Aggregator
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.cost_map import cost_map
 from sammi_jax.ops.windows import window_merge, window_partition
-from sammi_jax.params import abstract_params, build, flat_params
+from sammi_jax.weights.params import abstract_params, build, flat_params
 from tests.parity import assert_parity, errors
 
 CONFIG = AggregatorConfig(
@@ -112,7 +113,7 @@ def test_cost_skip_adds_the_scaled_cost(rng):
     mask = jnp.array([True, False, True])
 
     def run(cost):
-        inputs = (cost, text, dense, guidance, mask, 1)
+        inputs = (cost, ClassTexts(text, mask), dense, guidance, 1)
         return skip(*inputs) - plain(*inputs)
 
     ours = jax.jit(run)(jnp.asarray(cost, "f"))

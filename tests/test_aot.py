@@ -12,12 +12,13 @@ from pathlib import Path
 import jax
 import pytest
 
-from sammi_jax.aot import Compiled, abstract_step, describe_topology
 from sammi_jax.cli.compile import _best, _details, _parse_grid, _table
+from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.config.files import load_config
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import MeshConfig, load_config
-from sammi_jax.hlo import Cost
-from sammi_jax.parallel import make_mesh
+from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.pods.aot import Compiled, abstract_step, describe_topology
+from sammi_jax.pods.hlo import Cost
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBTPU = Path(sys.prefix) / "tpu"  # where the Makefile puts it: not among JAX's own packages

@@ -12,13 +12,14 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from sammi_jax.convert.catseg import aggregator_config
-from sammi_jax.convert.catseg_layout import AGGREGATOR_PREFIX, aggregator_rules
+from sammi_jax.convert.catseg_keys import AGGREGATOR_PREFIX, aggregator_rules
 from sammi_jax.convert.rules import apply_rules
 from sammi_jax.layers import basic, class_attention, swin
 from sammi_jax.models.aggregator import Aggregator, choose_classes
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.cost_map import cost_map
 from sammi_jax.ops.windows import shifted_window_mask
-from sammi_jax.params import abstract_params, build
+from sammi_jax.weights.params import abstract_params, build
 from tests.parity import assert_parity, errors
 
 MAPS = "b c h w -> b h w c"
@@ -115,7 +116,7 @@ class Padded:
 
         def run(features, text):
             cost = cost_map(features, text)
-            return aggregator(cost, text, self.appearance, self.guidance, mask, pooling)
+            return aggregator(cost, ClassTexts(text, mask), self.appearance, self.guidance, pooling)
 
         return jax.jit(run)(self.features, text)
 

@@ -7,14 +7,14 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sammi_jax.config import SEGMENTER_SIZES
+from sammi_jax.config.model import SEGMENTER_SIZES
 from sammi_jax.convert import clip
 from sammi_jax.convert.catseg import rules_for
-from sammi_jax.convert.catseg_layout import AGGREGATOR_PREFIX, CLIP_PREFIX, model_rules
+from sammi_jax.convert.catseg_keys import AGGREGATOR_PREFIX, CLIP_PREFIX, model_rules
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sammi import Sammi
-from sammi_jax.params import abstract_params
+from sammi_jax.weights.params import abstract_params
 
 
 @pytest.fixture

@@ -9,20 +9,23 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sammi_jax import inference
+from sammi_jax.config.experiment import OptimConfig, SegmentConfig
+from sammi_jax.config.model import view_layout
 from sammi_jax.convert.catseg import rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
-from sammi_jax.experiment import OptimConfig, SegmentConfig
-from sammi_jax.images import segmenter_input
+from sammi_jax.inference.forward import blend_logits, forward_input, resize_scores
+from sammi_jax.inference.inputs import segmenter_input
 from sammi_jax.layers.init import Keys
-from sammi_jax.loop import trainable_paths
-from sammi_jax.losses import segmentation_loss
-from sammi_jax.models.sammi import Sammi, view_layout
+from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.optim import make_optimizer, make_schedule
-from sammi_jax.params import abstract_params, build, flat_params
-from sammi_jax.state import TrainState, make_train_step
-from sammi_jax.tasks.segment import SegmentRules
+from sammi_jax.training.forward import forward_crops
+from sammi_jax.training.losses import segmentation_loss
+from sammi_jax.training.optim import make_optimizer, make_schedule
+from sammi_jax.training.state import TrainState, make_train_step, trainable_paths
+from sammi_jax.training.tasks.segment import SegmentRules
+from sammi_jax.weights.params import abstract_params, build, flat_params
 from tests.parity import assert_parity, errors
 
 
@@ -63,7 +66,7 @@ def _forward(reference, clip_in, text, pooling):
     count = len(text)
     output = jax.jit(
         lambda views: reference.model(
-            views, None, text, jnp.ones(count, bool),
+            views, None, ClassTexts(text, jnp.ones(count, bool)),
             layout=ViewLayout(reference.config.aggregator.grid_size), pooling_size=pooling,
         )
     )(clip_in[:, None])  # fmt: skip
@@ -79,26 +82,26 @@ def test_text(reference):
 
 def test_plain_square(reference):
     data = reference.eval
-    clip_in = inference.clip_views(_plain_input(reference, data["image_square"]).canvas, 96)
+    clip_in = clip_views(_plain_input(reference, data["image_square"]).canvas, 96)
     assert_parity(clip_in.transpose(0, 3, 1, 2), data["eval_pool1/clip_in"], name="catseg clip_in")
     text = jnp.asarray(data["text_test"])[:, None]
     for tag, pooling in (("pool1", 1), ("poolT", 2)):
         logits = _forward(reference, clip_in, text, pooling)
         assert_parity(logits, data[f"eval_{tag}/logits"], name=f"catseg logits {tag}")
         if pooling == 1:
-            scores = inference.resize_scores(jax.nn.sigmoid(logits[0]), (96, 96))
+            scores = resize_scores(jax.nn.sigmoid(logits[0]), (96, 96))
             assert_parity(scores, data["eval_pool1/sem_seg"], name="catseg sem_seg")
 
 
 def test_plain_rectangle(reference):
     data = reference.eval
-    clip_in = inference.clip_views(_plain_input(reference, data["image_rect"]).canvas, 96)
+    clip_in = clip_views(_plain_input(reference, data["image_rect"]).canvas, 96)
     assert_parity(clip_in.transpose(0, 3, 1, 2), data["rect_plain/clip_in"], name="rect clip_in")
     text = jnp.asarray(data["text_test"])[:, None]
     logits = _forward(reference, clip_in, text, 2)
     assert_parity(logits, data["rect_plain/logits"], name="rect logits")
     size = tuple(reference.facts["rect_output_size"])
-    scores = inference.resize_scores(jax.nn.sigmoid(logits[0]), size)
+    scores = resize_scores(jax.nn.sigmoid(logits[0]), size)
     assert_parity(scores, data["rect_plain/sem_seg"], name="rect sem_seg")
 
 
@@ -106,15 +109,15 @@ def test_sliding_window(reference):
     data, config = reference.slide, reference.config
     inputs = segmenter_input(_hwc(reference.eval["image_rect"]), config)
     text = jnp.asarray(reference.eval["text_test"])[:, None]
-    mask = jnp.ones(len(text), bool)
+    text = ClassTexts(text, jnp.ones(len(text), bool))
     layout = view_layout(config)
-    forward = jax.jit(lambda x: inference.forward_input(reference.model, x, text, mask, layout))
+    forward = jax.jit(lambda x: forward_input(reference.model, x, text, layout))
     output = forward(inputs)
     assert_parity(output.logits[0], data["logits"], name="sliding logits")
-    blended = inference.blend_logits(output.logits, config, layout)
+    blended = blend_logits(output.logits, config, layout)
     assert_parity(blended[0], data["blend"], rel_l2=5e-4, name="sliding blend (float16 reference)")
     size = tuple(reference.facts["sliding"]["output_size"])
-    scores = inference.resize_scores(blended[0], size)
+    scores = resize_scores(blended[0], size)
     assert_parity(scores, data["sem_seg"], name="sliding sem_seg")
 
 
@@ -124,7 +127,7 @@ def _loss(reference, model, **options):
     ids = jnp.asarray(reference.eval["tokens_train"])[:, None]
     mask = jnp.ones(len(ids), bool)
     pooling = reference.config.aggregator.pooling_size
-    output = inference.forward_crops(model, images, ids, mask, pooling)
+    output = forward_crops(model, images, ids, mask, pooling)
     labels = jnp.asarray(data["target"].astype(np.int32))
     return segmentation_loss(output.logits[:, 0], labels, mask, **options)
 

@@ -16,9 +16,9 @@ from sammi_jax.cli.main import main
 from sammi_jax.convert.catseg import CLIP_PREFIX
 from sammi_jax.convert.clip import clip_rules, detect_layout
 from sammi_jax.convert.rules import invert_rules
-from sammi_jax.folder import describe
-from sammi_jax.kinds import buffer_paths
 from sammi_jax.text.tokenizer import END, START
+from sammi_jax.weights.kinds import buffer_paths
+from sammi_jax.weights.model_folder import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -11,7 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from sammi_jax import layers
-from sammi_jax.config import CLIP_SIZES, ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.config.model import CLIP_SIZES, ClipConfig, ClipTextConfig, ClipVisionConfig
 from sammi_jax.convert.clip import Layout, clip_rules, detect_layout, infer_config, rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
@@ -19,7 +19,7 @@ from sammi_jax.layers.init import Keys
 from sammi_jax.models import clip as clip_module
 from sammi_jax.models.clip import Clip
 from sammi_jax.ops import resize as resize_module
-from sammi_jax.params import abstract_params, build
+from sammi_jax.weights.params import abstract_params, build
 from tests.parity import assert_parity
 
 torch.set_num_threads(1)  # its waiting threads would take the cores from XLA

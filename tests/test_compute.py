@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sammi_jax.config import SEGMENTER_SIZES
-from sammi_jax.experiment import SegmentConfig, TrainConfig
-from sammi_jax.flops import count_flops
-from sammi_jax.loop import make_loss, trainable_paths
-from sammi_jax.tasks import make_task
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
+from sammi_jax.config.model import SEGMENTER_SIZES
+from sammi_jax.training.flops import count_flops
+from sammi_jax.training.state import make_loss, trainable_paths
+from sammi_jax.training.tasks import make_task
 
 TASK = SegmentConfig(model=SEGMENTER_SIZES["openshapes"], num_classes=5)
 

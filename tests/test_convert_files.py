@@ -13,7 +13,8 @@ from flax import nnx
 from safetensors.torch import save_file
 
 from sammi_jax.cli.main import main
-from sammi_jax.config import (
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
+from sammi_jax.config.model import (
     ClipConfig,
     ClipTextConfig,
     ClipVisionConfig,
@@ -23,15 +24,14 @@ from sammi_jax.config import (
 )
 from sammi_jax.convert import sammi as convert_sammi
 from sammi_jax.data.openshapes import build_tokenizer
-from sammi_jax.experiment import SegmentConfig, TrainConfig
-from sammi_jax.folder import describe, read_model
-from sammi_jax.kinds import model_maker
 from sammi_jax.layers.init import Keys
-from sammi_jax.models.sammi import SamInput
+from sammi_jax.models.proposals import SamInput
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.params import build
-from sammi_jax.tasks import make_task
 from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.training.tasks import make_task
+from sammi_jax.weights.kinds import model_maker
+from sammi_jax.weights.model_folder import describe, read_model
+from sammi_jax.weights.params import build
 from tests.parity import assert_parity
 from tests.sam_reference import SIDE, SMALL, HfConfig, make_model, meta_tensors
 from tests.sam_reference import tensors_of as sam_tensors

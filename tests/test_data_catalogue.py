@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from sammi_jax.data.catalogue import dataset_names, open_dataset
-from sammi_jax.data.doctor import examine, random_miou
-from sammi_jax.data.layouts import LAYOUTS
-from sammi_jax.data.report import report_lines
+from sammi_jax.data.prepare.doctor import examine, random_miou
+from sammi_jax.data.prepare.known_sets import LAYOUTS
+from sammi_jax.data.prepare.report import report_lines
 from sammi_jax.data.vocabulary import get_vocabulary, tasks_of, vocabulary_names
 from sammi_jax.errors import SammiError
 

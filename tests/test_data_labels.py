@@ -8,11 +8,11 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from sammi_jax.data.examples import make_examples
-from sammi_jax.data.labels import READERS, LabelMap, read_index
-from sammi_jax.data.layouts import LAYOUTS, get_layout
-from sammi_jax.data.pairs import Pair
-from sammi_jax.data.pixels import (
+from sammi_jax.data.prepare.examples import make_examples
+from sammi_jax.data.prepare.known_sets import LAYOUTS, get_layout
+from sammi_jax.data.prepare.labels import READERS, LabelMap, read_index
+from sammi_jax.data.prepare.pairs import Pair
+from sammi_jax.data.prepare.pixels import (
     label_from_png,
     png_bytes,
     resize_linear,
@@ -20,7 +20,7 @@ from sammi_jax.data.pixels import (
     short_side_shape,
     tiles,
 )
-from sammi_jax.data.rle import decode_rle, unpack_runs
+from sammi_jax.data.prepare.rle import decode_rle, unpack_runs
 from sammi_jax.data.vocabulary import get_vocabulary
 from sammi_jax.errors import SammiError
 

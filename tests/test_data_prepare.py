@@ -15,12 +15,12 @@ import scipy.io
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from sammi_jax.data import prepare as prepare_module
-from sammi_jax.data import sentinel
 from sammi_jax.data.catalogue import open_dataset
-from sammi_jax.data.doctor import examine
-from sammi_jax.data.layouts import LAYOUTS, get_layout
-from sammi_jax.data.prepare import prepare, prepared_folder
+from sammi_jax.data.prepare import sentinel
+from sammi_jax.data.prepare import write as prepare_module
+from sammi_jax.data.prepare.doctor import examine
+from sammi_jax.data.prepare.known_sets import LAYOUTS, get_layout
+from sammi_jax.data.prepare.write import prepare, prepared_folder
 from sammi_jax.errors import SammiError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sammi_jax.config import DmiConfig
+from sammi_jax.config.model import DmiConfig
 from sammi_jax.models.dmi import Dmi, low_pass
-from sammi_jax.params import abstract_params
+from sammi_jax.weights.params import abstract_params
 from tests.parity import assert_parity
 
 B, H, W, N, D, T, P = 2, 4, 6, 5, 8, 3, 2
@@ -34,13 +34,16 @@ def batch(rng):
     """Two images; the first mask of the second image is invalid but not empty."""
     valid = np.array([[True, True, False, True, False], [False, True, True, True, True]])
     draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    coarse = np.repeat(np.repeat(rng.random((B, N, 2 * H, 2 * W)) < 0.08, 2, 2), 2, 3)
+    masks = coarse & (rng.random(coarse.shape) < 0.9)
+    shares = lambda k: masks.reshape(B, N, masks.shape[2] // k, k, -1, k).mean((3, 5))  # noqa: E731
     return {
         "low": draw(B, H, W, D),
         "high": (draw(B, 2 * H, 2 * W, DIMS[0]), draw(B, 4 * H, 4 * W, DIMS[1])),
         "cost": draw(B, H, W, T, P),
         "text": draw(T, P, D),
-        "masks": tuple(rng.random((B, N, s * H, s * W)) < 0.15 for s in (2, 4)),
-        "cells": (rng.random((B, N, H, W)) * (rng.random((B, N, H, W)) < 0.3)).astype(np.float32),
+        "masks": (shares(2) >= 0.5, masks),
+        "cells": shares(4).astype(np.float32),
         "valid": valid,
     }
 
@@ -48,10 +51,14 @@ def batch(rng):
 @jax.jit
 def _inject(graphdef_state, batch):
     dmi = nnx.merge(*graphdef_state)
-    low = dmi.low(batch["low"], batch["cells"], batch["valid"])
-    any_valid = batch["valid"].any(axis=-1)
-    cost = dmi.inject_cost(batch["cost"], low, batch["text"], any_valid)
-    high = [dmi.high(i, batch["high"][i], batch["masks"][i], batch["valid"]) for i in range(2)]
+    cost, low, high = dmi(
+        batch["cost"],
+        batch["low"],
+        batch["high"],
+        batch["text"],
+        batch["masks"][1],
+        batch["valid"],
+    )
     return low, cost, *high
 
 

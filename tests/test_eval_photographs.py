@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import eval as eval_script
-from sammi_jax import parallel
 from sammi_jax.cli.main import main
-from sammi_jax.config import to_dict
+from sammi_jax.config.fields import to_dict
+from sammi_jax.config.files import load_config
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash
 from sammi_jax.evaluation import confusion_matrix, scores
 from sammi_jax.evaluation.report import config_digest
-from sammi_jax.experiment import load_config
-from sammi_jax.folder import write_model
-from sammi_jax.kinds import expected_params
+from sammi_jax.parallel.mesh import AXES
 from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.weights.kinds import expected_params
+from sammi_jax.weights.model_folder import write_model
 from tests.test_sammi import SAMMI
 
 TEXT = dataclasses.replace(SAMMI.clip.text, vocab_size=49408, context_length=24)
@@ -92,8 +91,8 @@ def data(shared, tmp_path):
 def one_device(monkeypatch):
     """Two photographs on eight devices would be eight, six of them copies."""
     axis_types = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((1, 1), parallel.AXES, devices=jax.devices()[:1], axis_types=axis_types)
-    monkeypatch.setattr(parallel, "make_mesh", lambda config: mesh)
+    mesh = jax.make_mesh((1, 1), AXES, devices=jax.devices()[:1], axis_types=axis_types)
+    monkeypatch.setattr("sammi_jax.parallel.mesh.make_mesh", lambda config: mesh)
 
 
 def ade_labels(shared):
@@ -109,11 +108,11 @@ def own_labels(shared):
 
 
 def evaluate(config_file, checkpoint, data, datasets, *settings):
-    arguments = ["--config", config_file, "--checkpoint", checkpoint, "--data-dir", data]
+    arguments = ["--config", config_file, "--model", checkpoint, "--data-dir", data]
     arguments += ["--datasets", ",".join(datasets), "--workdir", data / "out"]
     for setting in settings:
         arguments += ["--set", setting]
-    assert eval_script.main([*map(str, arguments)]) == 0
+    assert main(["eval", *map(str, arguments)]) == 0
     return json.loads((data / "out/results.json").read_text())
 
 
@@ -203,9 +202,9 @@ def test_windows_and_masks_on_an_own_folder(models, config_file, data, shared):
     ],
 )
 def test_data_sets_that_are_refused(config_file, tmp_path, capsys, datasets, words):
-    arguments = ["--config", config_file, "--checkpoint", "none", "--datasets", datasets]
+    arguments = ["--config", config_file, "--model", "none", "--datasets", datasets]
     arguments += ["--data-dir", tmp_path, "--workdir", tmp_path / "out"]
-    code = eval_script.main([*map(str, arguments)])
+    code = main(["eval", *map(str, arguments)])
     error = capsys.readouterr().err.strip()
     assert code == 1
     assert words in error

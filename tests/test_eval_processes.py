@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from sammi_jax.config import CLIP_SIZES
+from sammi_jax.config.model import CLIP_SIZES
 from sammi_jax.data.openshapes import build_tokenizer
-from sammi_jax.folder import write_model
 from sammi_jax.models.clip import Clip
-from sammi_jax.params import flat_params
 from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.weights.model_folder import write_model
+from sammi_jax.weights.params import flat_params
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET, IMAGES = "os48/val_unseen", 24
@@ -40,7 +40,7 @@ def start(folder, workdir, *arguments, devices=1):
     return subprocess.Popen(
         [
             sys.executable, ROOT / "eval.py", "--config", ROOT / "configs/openshapes_sammi.py",
-            "--checkpoint", folder, "--datasets", DATASET, "--workdir", workdir,
+            "--model", folder, "--datasets", DATASET, "--workdir", workdir,
             "--set", f"eval.num_examples={IMAGES}", *arguments,
         ],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
@@ -100,4 +100,4 @@ def test_half_of_a_job(clip_folder, tmp_path):
     process = start(clip_folder, tmp_path, "--num-processes", "2")
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.strip().splitlines()[-1].startswith("eval.py: --coordinator, --num-processes and")
+    assert err.strip().splitlines()[-1].startswith("sammi eval: --coordinator, --num-processes and")

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from sammi_jax.config import SEGMENTER_SIZES, SlidingConfig
+from sammi_jax.config.experiment import EvalConfig
+from sammi_jax.config.model import SEGMENTER_SIZES, SlidingConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation import confusion_matrix, scores
@@ -19,9 +20,9 @@ from sammi_jax.evaluation.evaluator import evaluate
 from sammi_jax.evaluation.program import boundary_distance
 from sammi_jax.evaluation.report import papers_table
 from sammi_jax.evaluation.totals import Counts, add_counts, from_arrays, to_arrays, to_host
-from sammi_jax.experiment import EvalConfig
-from sammi_jax.images import SegmenterInput
-from sammi_jax.inference import ViewScores
+from sammi_jax.inference.forward import ViewScores
+from sammi_jax.inference.inputs import SegmenterInput
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.boundary import region_boundary
 from sammi_jax.ops.resize import bilinear_taps, resize, resize_matrix
 
@@ -37,8 +38,8 @@ class PlainPredictor:
     config = CONFIG
     state = np.random.default_rng(3).normal(size=(3, NUM_TEXTS)).astype(np.float32)
 
-    def text_features(self, class_names):
-        return jnp.zeros((8, 1, 1)), jnp.arange(8) < len(class_names)
+    def encode_classes(self, class_names):
+        return ClassTexts(jnp.zeros((8, 1, 1)), jnp.arange(8) < len(class_names))
 
     def prepare(self, image, config=None):
         side = (config or CONFIG).sliding.output_size
@@ -46,8 +47,8 @@ class PlainPredictor:
         canvas = np.einsum("oh,hwc,pw->opc", rows, image.astype(np.float32), columns, optimize=True)
         return SegmenterInput(canvas[None], None, None, None)
 
-    def views(self, state, inputs, text_features, class_mask, layout):
-        del text_features
+    def views(self, state, inputs, text, layout):
+        del text
         maps = jnp.einsum("bhwc,ct->bthw", inputs.canvas / 255 - 0.5, state)
         maps = jnp.pad(maps, ((0, 0), (0, 8 - NUM_TEXTS), (0, 0), (0, 0)), constant_values=9.0)
         return ViewScores(maps[:, None], None)

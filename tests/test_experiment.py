@@ -4,18 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from sammi_jax.config import ClipConfig, MaskConfig, SegmenterConfig
+from sammi_jax.config.experiment import CaptionConfig, OptimConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.fields import override
+from sammi_jax.config.files import load_config, resolved, save_config
+from sammi_jax.config.model import ClipConfig, MaskConfig, SegmenterConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import (
-    CaptionConfig,
-    OptimConfig,
-    SegmentConfig,
-    TrainConfig,
-    load_config,
-    override,
-    resolved,
-    save_config,
-)
 
 CONFIG = TrainConfig(task=SegmentConfig())
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -75,7 +68,7 @@ def test_override_refused(text, message):
 def test_load_config(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "from sammi_jax.experiment import CaptionConfig, TrainConfig\n"
+        "from sammi_jax.config import CaptionConfig, TrainConfig\n"
         "config = TrainConfig(task=CaptionConfig(), steps=5)\n"
     )
     config = load_config(file, ["seed=3", "task.model.embed_dim=64"])
@@ -87,7 +80,7 @@ def test_load_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no such configuration file"),
+        (None, "no such configuration"),
         ("x = 1", "defines no TrainConfig"),
         ("config = 3", "defines no TrainConfig"),
         ("config = ", "SyntaxError"),

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sammi_jax import files, folder
-from sammi_jax.config import (
+from sammi_jax import files
+from sammi_jax.config.fields import to_dict
+from sammi_jax.config.model import (
     AggregatorConfig,
     ClipConfig,
     ClipTextConfig,
@@ -22,12 +23,12 @@ from sammi_jax.config import (
     SamConfig,
     SegmenterConfig,
     SlidingConfig,
-    to_dict,
 )
 from sammi_jax.errors import SammiError
-from sammi_jax.folder import describe, is_model_folder, read_model, write_model
-from sammi_jax.kinds import expected_params, model_maker
-from sammi_jax.params import build, flat_params
+from sammi_jax.weights import model_folder
+from sammi_jax.weights.kinds import expected_params, model_maker
+from sammi_jax.weights.model_folder import describe, is_model_folder, read_model, write_model
+from sammi_jax.weights.params import build, flat_params
 
 CLIP = ClipConfig(
     ClipVisionConfig(image_size=16, patch_size=4, width=24, num_layers=3, num_heads=2),
@@ -196,7 +197,7 @@ def test_nothing_is_left_of_a_failed_write(tmp_path, params, monkeypatch, step):
 
     tokenizer = Words()
     if step in ("weights", "interrupt"):
-        monkeypatch.setattr(folder, "save_file", save_half)
+        monkeypatch.setattr(model_folder, "save_file", save_half)
     elif step == "tokenizer":
         tokenizer.save = fail
     else:
@@ -303,4 +304,4 @@ def test_missing_weights(written):
 def test_reading_keeps_one_copy(written):
     """Float32 weights are handed over as they were read, without a second copy."""
     stored = load_file(written / "model.safetensors")
-    assert folder._widen(stored["logit_scale"]) is stored["logit_scale"]
+    assert model_folder._widen(stored["logit_scale"]) is stored["logit_scale"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sammi_jax.hlo import program_cost
+from sammi_jax.pods.hlo import program_cost
 
 CYCLES = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 PROGRAM = f"""

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sammi_jax.config import SegmenterConfig, SlidingConfig
+from sammi_jax.config.model import SegmenterConfig, SlidingConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.images import load_image, resize_short_side, sam_input, segmenter_input
+from sammi_jax.images import load_image, resize_short_side
+from sammi_jax.inference.inputs import sam_input, segmenter_input
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import numpy as np
 
-from sammi_jax.losses import segmentation_loss
+from sammi_jax.training.losses import segmentation_loss
 from tests.parity import assert_parity, errors
 
 

@@ -46,7 +46,7 @@ def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, t
     print(f"process {victim} killed: the other ended after {seconds:.2f} s with {code}: {line}")
     assert code == 75
     assert seconds < 10
-    assert line.startswith(f"train.py: process {victim} (")
+    assert line.startswith(f"sammi train: process {victim} (")
     assert "was lost" in line
     assert "start all processes again with the same command" in line
     saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
@@ -61,7 +61,7 @@ def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, t
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_other(config, tmp_path):
     """Here the other would wait for it in a collective."""
-    broken = "import sammi_jax.tasks as t\nfrom sammi_jax.errors import SammiError\n" + (
+    broken = "import sammi_jax.training.tasks as t\nfrom sammi_jax.errors import SammiError\n" + (
         "def make_task(config): raise SammiError('no such picture')\nt.make_task = make_task"
     )
     job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id")
@@ -71,20 +71,20 @@ def test_an_error_in_one_process_ends_the_other(config, tmp_path):
     )
     assert codes == [1, 1]
     last = [text.strip().splitlines()[-1] for text in texts]
-    assert last[0].startswith("train.py: process 1 (")
+    assert last[0].startswith("sammi train: process 1 (")
     assert "ended with an error (no such picture)" in last[0]
-    assert last[1] == "train.py: no such picture"
+    assert last[1] == "sammi train: no such picture"
 
 
 @pytest.mark.parametrize("process", ["0", "1"])
 def test_a_job_that_never_assembles(config, tmp_path, process):
     port = free_port()
     job = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2", "--process-id", process)
-    early = "import sammi_jax.distributed\nsammi_jax.distributed.JOIN_TIMEOUT_S = 2"
+    early = "import sammi_jax.parallel.job\nsammi_jax.parallel.job.JOIN_TIMEOUT_S = 2"
     (code,), (text,) = finish(start_process(config, tmp_path, *job, before=early))
     assert code == 1
     line = text.strip().splitlines()[-1]
-    assert line.startswith("train.py: the job did not assemble within 2 s")
+    assert line.startswith("sammi train: the job did not assemble within 2 s")
     assert f"number {process}, waited for 2 processes at 127.0.0.1:{port}" in line
 
 
@@ -95,5 +95,5 @@ def test_no_environment_describes_a_job(config, tmp_path):
         capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("train.py: cannot join the job (")
+    assert done.stderr.strip().splitlines()[-1].startswith("sammi train: cannot join the job (")
     assert "give --coordinator HOST:PORT, --num-processes N and --process-id I" in done.stderr

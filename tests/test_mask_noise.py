@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sammi_jax.data.loader import Batch
+from sammi_jax.config.experiment import MaskNoiseConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.fields import override
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import MaskNoiseConfig, SegmentConfig, TrainConfig, override
 from sammi_jax.layers.init import Keys
 from sammi_jax.ops.mask_noise import add_noise
-from sammi_jax.params import abstract_params, build, flat_params
-from sammi_jax.tasks.segment import SegmentRules
+from sammi_jax.parallel.batch import Batch
+from sammi_jax.training.tasks.segment import SegmentRules
+from sammi_jax.weights.params import abstract_params, build, flat_params
 from tests.test_sammi import CATSEG, NUM_CLASSES, SAMMI
 
 SHAPE, RADIUS, MAX_SHIFT = (2, 40, 12, 10), 2, 3

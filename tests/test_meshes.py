@@ -6,10 +6,10 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec
 
-from sammi_jax import parallel
-from sammi_jax.experiment import load_config
-from sammi_jax.loop import trainable_paths
-from sammi_jax.tasks import make_task
+from sammi_jax.config.files import load_config
+from sammi_jax.parallel import mesh as mesh_rules
+from sammi_jax.training.state import trainable_paths
+from sammi_jax.training.tasks import make_task
 from tests.processes import finish, start_job, start_process
 
 # Masks are open to what a random SAM gives. Rounding differs between meshes, and AdamW makes the
@@ -44,7 +44,7 @@ config = TrainConfig(
     checkpoint_every=50,
 )
 """
-SHARD_ALL = "import sammi_jax.parallel\nsammi_jax.parallel.MIN_SHARDED_BYTES = 0"
+SHARD_ALL = "import sammi_jax.parallel.mesh\nsammi_jax.parallel.mesh.MIN_SHARDED_BYTES = 0"
 FSDP = {"8x1": 1, "2x4": 4, "1x8": 8}
 
 
@@ -99,14 +99,14 @@ def test_two_processes_train_the_same(config, one_device, tmp_path):
 @pytest.mark.parametrize("fsdp", [4, 8])
 def test_the_parameters_are_split(config, fsdp, monkeypatch):
     """What the equality above is about."""
-    monkeypatch.setattr(parallel, "MIN_SHARDED_BYTES", 0)
+    monkeypatch.setattr(mesh_rules, "MIN_SHARDED_BYTES", 0)
     task = make_task(load_config(config))
     trained = set(trainable_paths(task))
     params = jax.eval_shape(lambda: task.initial_params(0))
     split = {
         path
         for path, value in params.items()
-        if parallel.fsdp_spec(path, value.shape, 4, fsdp) != PartitionSpec()
+        if mesh_rules.fsdp_spec(path, value.shape, 4, fsdp) != PartitionSpec()
     }
     assert len(split & trained) > len(trained) / 2
     for part in ("clip/", "tspp/", "sam/", "dmi/", "aggregator/"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.openshapes import VIEWS, OpenShapes, build_tokenizer, scene
 from sammi_jax.data.openshapes.banks import OUTLINE, TEXTURED, banks, wave

@@ -3,10 +3,10 @@ import numpy as np
 import optax
 import pytest
 
+from sammi_jax.config.experiment import OptimConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import OptimConfig
-from sammi_jax.optim import is_norm, make_optimizer, make_schedule
-from sammi_jax.parallel import fsdp_spec
+from sammi_jax.parallel.mesh import fsdp_spec
+from sammi_jax.training.optim import is_norm, make_optimizer, make_schedule
 
 PARAMS = {
     "clip/query/kernel": jnp.array([1.0, -2.0]),

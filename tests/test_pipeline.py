@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sammi_jax.data.augment import PAD_VALUE, TrainCrop
-from sammi_jax.data.pipeline import batch_stream, iterate
+from sammi_jax.data.input.augment import PAD_VALUE, TrainCrop
+from sammi_jax.data.input.pipeline import batch_stream, iterate
 from sammi_jax.ops import colour
 
 IGNORE = 255

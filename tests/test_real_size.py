@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from sammi_jax.cli.main import main
-from sammi_jax.config import SAM_SIZES, SEGMENTER_SIZES
+from sammi_jax.config.model import SAM_SIZES, SEGMENTER_SIZES
 from sammi_jax.convert import clip_layout
-from sammi_jax.convert.catseg_layout import model_rules
+from sammi_jax.convert.catseg_keys import model_rules
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sam import sam_rules
-from sammi_jax.kinds import expected_params
+from sammi_jax.weights.kinds import expected_params
 
 CLASSES = "wall, building, sky, floor, tree, person, car, plant, table, window"
 
@@ -66,7 +66,7 @@ def test_photograph_is_segmented(checkpoints, shared, bpe_file, tmp_path, capsys
     converted = time.perf_counter()
     _accept_every_mask(folder / "config.json")
     photographs = sorted((shared / "images/ADEChallengeData2016/images/validation").glob("*.jpg"))
-    segment = ["segment", *photographs, "--classes", CLASSES, "--checkpoint", folder, "--out", out]
+    segment = ["segment", *photographs, "--classes", CLASSES, "--model", folder, "--out", out]
     assert main([str(part) for part in segment]) == 0
     done = time.perf_counter()
     for photograph in photographs:

@@ -16,7 +16,7 @@ from sammi_jax.convert.rules import (
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Stack, linear
 from sammi_jax.layers.init import Keys
-from sammi_jax.params import abstract_params, build, flat_params
+from sammi_jax.weights.params import abstract_params, build, flat_params
 
 BLOCK = [
     ("w", "a/kernel", LINEAR, (0, 2)),

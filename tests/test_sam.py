@@ -10,13 +10,13 @@ import torch
 from flax import nnx
 
 from sammi_jax import layers
-from sammi_jax.config import SAM_SIZES
+from sammi_jax.config.model import SAM_SIZES
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam import image_encoder, relative_attention, window_attention
 from sammi_jax.models.sam.sam import PROMPT_CHUNK, Sam
-from sammi_jax.params import abstract_params, build
+from sammi_jax.weights.params import abstract_params, build
 from tests.parity import assert_parity
 from tests.sam_reference import SIDE, SMALL, HfConfig, SamModel, convert, make_model, tensors_of
 

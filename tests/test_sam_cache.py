@@ -19,23 +19,23 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from sammi_jax import caching
-from sammi_jax.aot import _abstract_batch
-from sammi_jax.caching import make_cache
 from sammi_jax.cli.main import main
-from sammi_jax.config import to_dict
-from sammi_jax.data import sam_cache
-from sammi_jax.data.sam_cache import CacheInfo, SamCache, writing_cache
+from sammi_jax.config.experiment import CaptionConfig, DataConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.fields import to_dict
+from sammi_jax.data.input import embeddings as sam_cache
+from sammi_jax.data.input.embeddings import CacheInfo, SamCache, writing_cache
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import CaptionConfig, DataConfig, SegmentConfig, TrainConfig
-from sammi_jax.inference import sam_crops
-from sammi_jax.loop import train
 from sammi_jax.models.sam.image_encoder import ImageEncoder
-from sammi_jax.parallel import batch_sharding, make_mesh
-from sammi_jax.params import build
-from sammi_jax.tasks import make_task
-from sammi_jax.tasks.base import Task
-from sammi_jax.tasks.segment_data import ENCODER, check_weights, training_set
+from sammi_jax.ops.sam_image import sam_crops
+from sammi_jax.parallel.mesh import batch_sharding, make_mesh
+from sammi_jax.pods.aot import _abstract_batch
+from sammi_jax.training import embed
+from sammi_jax.training.embed import make_cache
+from sammi_jax.training.loop import train
+from sammi_jax.training.task import Task
+from sammi_jax.training.tasks import make_task
+from sammi_jax.training.tasks.segment_data import ENCODER, check_weights, training_set
+from sammi_jax.weights.params import build
 from tests.test_sammi import CATSEG, SAMMI
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -292,8 +292,8 @@ def test_catseg_reads_no_cache(cache):
 
 
 def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
-    monkeypatch.setattr(caching, "SAVE_EVERY", 1)
-    counted, real = [], caching.make_encoder
+    monkeypatch.setattr(embed, "SAVE_EVERY", 1)
+    counted, real = [], embed.make_encoder
 
     def failing(*arguments):
         run = real(*arguments)
@@ -306,7 +306,7 @@ def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
 
         return encode
 
-    monkeypatch.setattr(caching, "make_encoder", failing)
+    monkeypatch.setattr(embed, "make_encoder", failing)
     with pytest.raises(KeyboardInterrupt):
         make_cache(CONFIG, tmp_path / "new", "float32")
     assert [path.name for path in tmp_path.iterdir()] == [".new.partial"]

@@ -8,7 +8,7 @@ from sammi_jax.convert import sam as convert_sam
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sam.sam import Sam
-from sammi_jax.params import abstract_params
+from sammi_jax.weights.params import abstract_params
 from tests.parity import assert_parity
 from tests.sam_reference import SIDE, SMALL, HfConfig, convert, make_model, meta_tensors, tensors_of
 

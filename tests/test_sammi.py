@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sammi_jax import inference
-from sammi_jax.config import (
+from sammi_jax.config.model import (
     SAM_SIZES,
     SEGMENTER_SIZES,
     AggregatorConfig,
@@ -24,12 +23,16 @@ from sammi_jax.config import (
     SegmenterConfig,
     SlidingConfig,
     TsppConfig,
+    view_layout,
 )
 from sammi_jax.errors import SammiError
-from sammi_jax.images import segmenter_input, stack_inputs
+from sammi_jax.inference.forward import blend_logits, forward_input
+from sammi_jax.inference.inputs import segmenter_input, stack_inputs
 from sammi_jax.layers.init import Keys
-from sammi_jax.models.sammi import Sammi, view_layout
-from sammi_jax.params import abstract_params, build, flat_params
+from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.training.forward import forward_crops
+from sammi_jax.weights.params import abstract_params, build, flat_params
 from tests.parity import assert_parity
 
 KEEP_ALL = MaskFilterConfig(min_iou=-1e9, min_stability=0.0, min_area=0.0, max_area=1.0)
@@ -105,9 +108,8 @@ def pictures():
 def _run(graphdef, state, inputs, ids):
     model = nnx.merge(graphdef, state)
     mask = jnp.ones(NUM_CLASSES, bool)
-    return inference.forward_input(
-        model, inputs, model.encode_text(ids), mask, view_layout(model.config)
-    )
+    text = ClassTexts(model.encode_text(ids), mask)
+    return forward_input(model, inputs, text, view_layout(model.config))
 
 
 def _predict(model, pictures):
@@ -193,7 +195,7 @@ def test_training_forward_has_gradients_where_something_trains():
     @jax.jit
     def loss(params):
         model = nnx.merge(graphdef, params, rest)
-        output = inference.forward_crops(model, images, ids, jnp.ones(NUM_CLASSES, bool), 2)
+        output = forward_crops(model, images, ids, jnp.ones(NUM_CLASSES, bool), 2)
         return (output.logits**2).mean() + (output.tspp_logits**2).mean()
 
     grads = {
@@ -211,8 +213,8 @@ def test_training_forward_has_gradients_where_something_trains():
 
 def _probabilities(model, inputs, text, class_mask):
     layout = view_layout(model.config)
-    output = inference.forward_input(model, inputs, text, class_mask, layout)
-    return inference.blend_logits(output.logits, model.config, layout), output.proposals
+    output = forward_input(model, inputs, ClassTexts(text, class_mask), layout)
+    return blend_logits(output.logits, model.config, layout), output.proposals
 
 
 def test_padded_classes_change_nothing(pictures):

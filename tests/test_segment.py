@@ -10,10 +10,11 @@ from PIL import Image
 import sammi_jax
 from sammi_jax.cli.main import main
 from sammi_jax.data.openshapes import build_tokenizer
-from sammi_jax.folder import write_model
-from sammi_jax.kinds import expected_params
-from sammi_jax.segmentation import Segmentation, palette
+from sammi_jax.figures import palette
+from sammi_jax.inference.result import Segmentation
 from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.weights.kinds import expected_params
+from sammi_jax.weights.model_folder import write_model
 from tests.test_sammi import SAMMI
 
 TEXT = dataclasses.replace(SAMMI.clip.text, vocab_size=30, context_length=12)
@@ -51,7 +52,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder, picture, tmp_path, capsy
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     out = tmp_path / "out"
-    assert _run(bad, picture, "--classes", CLASSES, "--checkpoint", folder, "--out", out) == 1
+    assert _run(bad, picture, "--classes", CLASSES, "--model", folder, "--out", out) == 1
     assert f"sammi: error: {bad}: not an image" in capsys.readouterr().err
     written = sorted(path.name for path in out.iterdir())
     assert written == ["picture.json", "picture_labels.png", "picture_overlay.png"]
@@ -79,7 +80,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder, picture, tmp_path, capsy
 )
 def test_class_lists_that_are_refused(folder, picture, tmp_path, capsys, classes, words):
     out = tmp_path / "out"
-    assert _run(picture, "--classes", classes, "--checkpoint", folder, "--out", out) == 1
+    assert _run(picture, "--classes", classes, "--model", folder, "--out", out) == 1
     error = capsys.readouterr().err.strip()
     assert words in error
     assert "\n" not in error
@@ -89,20 +90,20 @@ def test_class_lists_that_are_refused(folder, picture, tmp_path, capsys, classes
 def test_two_pictures_of_one_name(folder, picture, tmp_path, capsys):
     (tmp_path / "b").mkdir()
     other = picture.rename(tmp_path / "b" / picture.name)
-    code = _run(other, picture, "--classes", CLASSES, "--checkpoint", folder, "--out", tmp_path)
+    code = _run(other, picture, "--classes", CLASSES, "--model", folder, "--out", tmp_path)
     assert code == 1
     assert "would overwrite each other" in capsys.readouterr().err
 
 
 def test_folders_that_are_refused(folder, picture, tmp_path, capsys):
     for checkpoint, words in [(tmp_path / "none", "none"), (tmp_path, "config.json")]:
-        assert _run(picture, "--classes", "a", "--checkpoint", checkpoint, "--out", tmp_path) == 1
+        assert _run(picture, "--classes", "a", "--model", checkpoint, "--out", tmp_path) == 1
         assert words in capsys.readouterr().err
     no_text = tmp_path / "no_text"
     no_text.mkdir()
     for name in ("config.json", "model.safetensors"):
         (no_text / name).write_bytes((folder / name).read_bytes())
-    assert _run(picture, "--classes", "a", "--checkpoint", no_text, "--out", tmp_path) == 1
+    assert _run(picture, "--classes", "a", "--model", no_text, "--out", tmp_path) == 1
     assert "no tokenizer.json" in capsys.readouterr().err
 
 

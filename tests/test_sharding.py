@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sammi_jax.config import CLIP_SIZES
-from sammi_jax.experiment import MeshConfig
+from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.config.model import CLIP_SIZES
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sammi import text_embeddings
 from sammi_jax.ops.sharding import spread, whole
-from sammi_jax.parallel import make_mesh
+from sammi_jax.parallel.mesh import make_mesh
 
 
 def test_constraints_do_nothing_without_a_mesh():

@@ -6,7 +6,7 @@ import pytest
 from scipy.sparse import csgraph
 
 from sammi_jax import functional
-from sammi_jax.config import SmaggConfig
+from sammi_jax.config.model import SmaggConfig
 from sammi_jax.models.smagg import mask_graph
 
 CONFIG = SmaggConfig()

@@ -7,19 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sammi_jax.config import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
+from sammi_jax.config.experiment import (
+    CaptionConfig,
+    MeshConfig,
+    PromptConfig,
+    SegmentConfig,
+    TrainConfig,
+)
+from sammi_jax.config.model import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, MaskConfig
 from sammi_jax.data import openshapes
-from sammi_jax.data.loader import Batch
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import CaptionConfig, MeshConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.layers.init import Keys
-from sammi_jax.loop import trainable_paths
 from sammi_jax.ops.class_sampling import OTHER_CLASS, relabel, sample_classes
-from sammi_jax.parallel import batch_sharding, make_mesh
-from sammi_jax.params import build
-from sammi_jax.tasks import make_task
-from sammi_jax.tasks.caption import contrastive_loss, pooled_scores
-from sammi_jax.tasks.prompt import dice_loss, focal_loss, mask_iou
+from sammi_jax.parallel.batch import Batch
+from sammi_jax.parallel.mesh import batch_sharding, make_mesh
+from sammi_jax.training.state import trainable_paths
+from sammi_jax.training.tasks import make_task
+from sammi_jax.training.tasks.caption import contrastive_loss, pooled_scores
+from sammi_jax.training.tasks.prompt import dice_loss, focal_loss, mask_iou
+from sammi_jax.weights.params import build
 
 CATSEG = SEGMENTER_SIZES["openshapes"]
 SAMMI = replace(CATSEG, masks=MaskConfig(sam=SAM_SIZES["openshapes"]))

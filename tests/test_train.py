@@ -14,15 +14,17 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from sammi_jax.checkpoint import Checkpoints
-from sammi_jax.data.loader import Batch, batch_indices, prefetch
-from sammi_jax.distributed import PreemptedError
+from sammi_jax.config.experiment import MeshConfig, OptimConfig, TaskConfig, TrainConfig
+from sammi_jax.data.input.loader import batch_indices, prefetch
 from sammi_jax.errors import SammiError
-from sammi_jax.experiment import MeshConfig, OptimConfig, TaskConfig, TrainConfig
-from sammi_jax.flops import PEAK_FLOPS
 from sammi_jax.layers import Buffer, layer_norm, linear
-from sammi_jax.loop import train, trainable_paths
-from sammi_jax.tasks.base import Task
+from sammi_jax.parallel.batch import Batch
+from sammi_jax.parallel.job import PreemptedError
+from sammi_jax.training.checkpoint import Checkpoints
+from sammi_jax.training.flops import PEAK_FLOPS
+from sammi_jax.training.loop import train
+from sammi_jax.training.state import trainable_paths
+from sammi_jax.training.task import Task
 
 
 class Net(nnx.Module):
@@ -136,7 +138,7 @@ def test_steps_matter(tmp_path, straight):
 
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=2), MeshConfig(fsdp=8)])
 def test_mesh_shapes_agree(tmp_path, straight, mesh, monkeypatch):
-    monkeypatch.setattr("sammi_jax.parallel.MIN_SHARDED_BYTES", 1)
+    monkeypatch.setattr("sammi_jax.parallel.mesh.MIN_SHARDED_BYTES", 1)
     one = exported(straight / "model")
     other = exported(train(Dummy(), replace(CONFIG, mesh=mesh), tmp_path / "other"))
     for path, value in one.items():
@@ -144,7 +146,7 @@ def test_mesh_shapes_agree(tmp_path, straight, mesh, monkeypatch):
 
 
 def test_resume_on_another_mesh(tmp_path, straight, monkeypatch):
-    monkeypatch.setattr("sammi_jax.parallel.MIN_SHARDED_BYTES", 1)
+    monkeypatch.setattr("sammi_jax.parallel.mesh.MIN_SHARDED_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         train(Dummy(fail_at=2), replace(CONFIG, mesh=MeshConfig(fsdp=8)), tmp_path / "run")
     folder = train(Dummy(), CONFIG, tmp_path / "run")
@@ -364,7 +366,7 @@ class Scored:
 
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path, straight, monkeypatch):
     validation = Scored({1: 0.2, 2: 0.7, 3: 0.4, 4: 0.5})
-    monkeypatch.setattr("sammi_jax.loop.Validation", lambda *_: validation)
+    monkeypatch.setattr("sammi_jax.training.loop.Validation", lambda *_: validation)
     config = replace(CONFIG, checkpoint_every=1, keep=1, validation=("some set",))
     with pytest.raises(KeyboardInterrupt):
         train(Dummy(fail_at=3), config, tmp_path)

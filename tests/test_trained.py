@@ -7,11 +7,12 @@ import shutil
 import pytest
 
 from sammi_jax.cli.main import main
-from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from sammi_jax.experiment import CaptionConfig, TrainConfig, read_run_config
-from sammi_jax.folder import read_model
-from sammi_jax.loop import train
-from sammi_jax.tasks import make_task
+from sammi_jax.config.experiment import CaptionConfig, TrainConfig
+from sammi_jax.config.files import read_run_config
+from sammi_jax.config.model import ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.training.loop import train
+from sammi_jax.training.tasks import make_task
+from sammi_jax.weights.model_folder import read_model
 
 CONFIG = TrainConfig(
     task=CaptionConfig(

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from sammi_jax import functional
-from sammi_jax.config import TsppConfig
+from sammi_jax.config.model import TsppConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.models.tspp import Tspp, class_distribution, grid_points, tspp_loss
 from tests.parity import assert_parity

@@ -5,15 +5,15 @@ from dataclasses import replace
 import jax
 import pytest
 
-from sammi_jax.config import SEGMENTER_SIZES
+from sammi_jax.config.experiment import EvalConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.model import SEGMENTER_SIZES
 from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.evaluator import evaluate
-from sammi_jax.experiment import EvalConfig, SegmentConfig, TrainConfig
-from sammi_jax.parallel import make_mesh
-from sammi_jax.pipeline import load
-from sammi_jax.tasks import make_task
-from sammi_jax.validation import Validation
+from sammi_jax.inference.segmenter import load
+from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.training.tasks import make_task
+from sammi_jax.training.validation import Validation
 
 CONFIG = TrainConfig(
     task=SegmentConfig(model=SEGMENTER_SIZES["openshapes"]),

@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from sammi_jax.watchdog import EXIT_AGAIN, EXIT_FAILED
+from sammi_jax.parallel.watchdog import EXIT_AGAIN, EXIT_FAILED
 
 COUNT = 3
 PROCESS = """
 import hashlib, socket, sys, time
-from sammi_jax import watchdog
+from sammi_jax.parallel import watchdog
 watchdog.LOST_AFTER_S = 2.0
 watchdog.GRACE_S = 1.0
 process, port = int(sys.argv[1]), int(sys.argv[2])

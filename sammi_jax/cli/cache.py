@@ -31,9 +31,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the cache and say how large it is."""
-    from sammi_jax.caching import make_cache
-    from sammi_jax.data.sam_cache import num_bytes
-    from sammi_jax.experiment import load_config
+    from sammi_jax.config.files import load_config
+    from sammi_jax.data.input.embeddings import num_bytes
+    from sammi_jax.training.embed import make_cache
 
     began = time.perf_counter()
     info = make_cache(load_config(args.config, args.set), args.out, args.dtype)

@@ -9,7 +9,7 @@ from sammi_jax.cli.options import add_config_arguments
 from sammi_jax.errors import SammiError
 
 if TYPE_CHECKING:
-    from sammi_jax.aot import Compiled
+    from sammi_jax.pods.aot import Compiled
 
 _GIB = 2**30
 
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or the TPU plug-in looks for a TPU first
     from dataclasses import replace
 
-    from sammi_jax.aot import compile_step
-    from sammi_jax.experiment import load_config
+    from sammi_jax.config.files import load_config
+    from sammi_jax.pods.aot import compile_step
 
     config = load_config(args.config, args.set)
     shapes = [(config.mesh.fsdp, config.batch_size)]

@@ -50,7 +50,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what was made."""
-    from sammi_jax.trained import find_run
+    from sammi_jax.training.export import find_run
 
     if run_and_step := find_run(args.source):
         return _run_of_training(args, *run_and_step)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         args.wrong_use("sam has no text: --clip and --tokenizer do not go with it")
 
     from sammi_jax.convert.api import convert
-    from sammi_jax.folder import describe
+    from sammi_jax.weights.model_folder import describe
 
     folder = convert(
         args.kind,
@@ -83,10 +83,10 @@ def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) 
             "a checkpoint of train.py has its towers, tokenizer and dtype: give no other option; "
             "to change them, convert the model folder that this makes"
         )
+    from sammi_jax.config.files import read_run_config
     from sammi_jax.errors import SammiError
-    from sammi_jax.experiment import read_run_config
-    from sammi_jax.folder import describe
-    from sammi_jax.trained import convert_run, kind_of_run
+    from sammi_jax.training.export import convert_run, kind_of_run
+    from sammi_jax.weights.model_folder import describe
 
     kind = kind_of_run(read_run_config(workdir))
     if kind != args.kind:

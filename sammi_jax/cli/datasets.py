@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sammi_jax.errors import SammiError
 
 if TYPE_CHECKING:
-    from sammi_jax.data.layout import Layout
+    from sammi_jax.data.prepare.layout import Layout
     from sammi_jax.data.vocabulary import Vocabulary
 
 _DESCRIPTION = """\
@@ -58,8 +58,8 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from sammi_jax.data.layouts import get_layout
-    from sammi_jax.data.prepare import prepared_folder
+    from sammi_jax.data.prepare.known_sets import get_layout
+    from sammi_jax.data.prepare.write import prepared_folder
     from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_names
 
     print(f"{'name':24}{'classes':>8}{'images':>8}  {'prepared':10}licence")
@@ -76,8 +76,8 @@ def _list(args: argparse.Namespace) -> int:
 
 def _show(args: argparse.Namespace) -> int:
     from sammi_jax.data.catalogue import open_dataset
-    from sammi_jax.data.layouts import get_layout
-    from sammi_jax.data.prepare import prepared_folder
+    from sammi_jax.data.prepare.known_sets import get_layout
+    from sammi_jax.data.prepare.write import prepared_folder
     from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_names
 
     if args.name.startswith("folder:"):
@@ -94,7 +94,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from sammi_jax.data.prepare import prepare
+    from sammi_jax.data.prepare.write import prepare
 
     folder = prepare(
         args.name,
@@ -128,7 +128,7 @@ def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
 
 def _examine_prepared(name: str, data_dir: Path) -> int:
     from sammi_jax.data.catalogue import find_prepared, open_dataset
-    from sammi_jax.data.records import split_names
+    from sammi_jax.data.prepare.records import split_names
     from sammi_jax.files import read_json
 
     folder = find_prepared(name, data_dir)
@@ -145,9 +145,9 @@ def _examine_prepared(name: str, data_dir: Path) -> int:
 def _print_group(name: str, data_dir: Path) -> None:
     """PAXRay-4 is published as the average over its four tasks."""
     from sammi_jax.data.catalogue import open_dataset
-    from sammi_jax.data.doctor import examine
-    from sammi_jax.data.prepare import prepared_folder
-    from sammi_jax.data.report import random_line
+    from sammi_jax.data.prepare.doctor import examine
+    from sammi_jax.data.prepare.report import random_line
+    from sammi_jax.data.prepare.write import prepared_folder
     from sammi_jax.data.vocabulary import get_vocabulary, tasks_of
 
     tasks = tasks_of(name)
@@ -167,8 +167,8 @@ def _print_group(name: str, data_dir: Path) -> None:
 
 def _examine(dataset: Any) -> int:
     """Print the doctor's report; the exit code says whether the set can be evaluated."""
-    from sammi_jax.data.doctor import examine
-    from sammi_jax.data.report import report_lines
+    from sammi_jax.data.prepare.doctor import examine
+    from sammi_jax.data.prepare.report import report_lines
     from sammi_jax.data.vocabulary import get_vocabulary, tasks_of, vocabulary_names
 
     report = examine(dataset.source, dataset.num_classes, dataset.ignore_label, progress=True)

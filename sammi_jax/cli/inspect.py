@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sammi_jax.folder import Stored
+    from sammi_jax.weights.model_folder import Stored
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the report."""
-    from sammi_jax.folder import is_model_folder
+    from sammi_jax.weights.model_folder import is_model_folder
 
     lines = _model_folder(args.path) if is_model_folder(args.path) else _checkpoint(args.path)
     for line in lines:
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _model_folder(path: Path) -> Iterable[str]:
-    from sammi_jax.folder import describe
+    from sammi_jax.weights.model_folder import describe
 
     found = describe(path)
     yield f"model folder  {path}"
@@ -55,7 +55,7 @@ def _model_folder(path: Path) -> Iterable[str]:
 def _checkpoint(path: Path) -> Iterable[str]:
     from sammi_jax.convert.families import family_of
     from sammi_jax.convert.torch_file import read_tensors
-    from sammi_jax.folder import Stored
+    from sammi_jax.weights.model_folder import Stored
 
     found = read_tensors(path)
     family = family_of(found.tensors)

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sammi_jax import __version__
-from sammi_jax.cli import cache, convert, datasets, inspect, segment
+from sammi_jax.cli import cache, convert, datasets, evaluate, inspect, segment, train
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
 
-COMMANDS = (convert, datasets, inspect, segment, cache, compile_command)
+COMMANDS = (convert, datasets, inspect, segment, train, evaluate, cache, compile_command)
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.

@@ -24,7 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help='class names, "cat, dog", or a text file with one name a line',
     )
     parser.add_argument(
-        "--checkpoint",
+        "--model",
         required=True,
         type=Path,
         metavar="DIR",
@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
     """Segment every picture; one that fails is reported and the others are still done."""
     from tqdm import tqdm
 
-    from sammi_jax.pipeline import load
+    from sammi_jax.inference.segmenter import load
     from sammi_jax.text.vocabulary import parse_class_list
 
     class_names = parse_class_list(args.classes)
     stems = _stems(args.images)
-    model = load(args.checkpoint)
+    model = load(args.model)
     failed = 0
     with tqdm(total=len(stems), unit="image", disable=None) as bar:
         for path, stem in zip(args.images, stems, strict=True):

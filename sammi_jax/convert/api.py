@@ -8,16 +8,17 @@ from typing import Any, cast
 
 import numpy as np
 
-from sammi_jax.config import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig
 from sammi_jax.convert import catseg, clip, sam
 from sammi_jax.convert.families import family_of
 from sammi_jax.convert.rules import apply_rules
 from sammi_jax.convert.sammi import assemble
 from sammi_jax.convert.torch_file import read_tensors
 from sammi_jax.errors import SammiError
-from sammi_jax.folder import DTYPES, check_destination, is_model_folder, read_model, write_model
-from sammi_jax.kinds import KINDS, Kind, ModelConfig, expected_params
+from sammi_jax.files import check_destination
 from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
+from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
+from sammi_jax.weights.model_folder import DTYPES, is_model_folder, read_model, write_model
 
 # Any of these in a folder means that a tokenizer is there.
 _TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.config import AggregatorConfig, ClipConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.config.model import AggregatorConfig, ClipConfig, SegmenterConfig, SlidingConfig
 from sammi_jax.convert import clip
-from sammi_jax.convert.catseg_layout import AGGREGATOR_PREFIX, CLIP_PREFIX, model_rules
+from sammi_jax.convert.catseg_keys import AGGREGATOR_PREFIX, CLIP_PREFIX, model_rules
 from sammi_jax.convert.rules import Source
 from sammi_jax.errors import SammiError
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.config import ClipConfig, ClipTextConfig, ClipVisionConfig
-from sammi_jax.convert.clip_layout import Layout, clip_rules, detect_layout, ignored_keys
+from sammi_jax.config.model import ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.convert.clip_keys import Layout, clip_rules, detect_layout, ignored_keys
 from sammi_jax.convert.rules import Source
 from sammi_jax.errors import SammiError
 

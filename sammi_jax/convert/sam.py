@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.config import SamConfig, from_dict, to_dict
+from sammi_jax.config.fields import from_dict, to_dict
+from sammi_jax.config.model import SamConfig
 from sammi_jax.convert.rules import Source
-from sammi_jax.convert.sam_layout import Layout, sam_rules
+from sammi_jax.convert.sam_keys import Layout, sam_rules
 from sammi_jax.errors import SammiError
 
 Tensors = Mapping[str, np.ndarray]

@@ -11,10 +11,10 @@ from typing import cast
 
 import numpy as np
 
-from sammi_jax.config import ClipConfig, MaskConfig, SamConfig, SegmenterConfig
+from sammi_jax.config.model import ClipConfig, MaskConfig, SamConfig, SegmenterConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.kinds import expected_params, model_maker
-from sammi_jax.params import flat_params
+from sammi_jax.weights.kinds import expected_params, model_maker
+from sammi_jax.weights.params import flat_params
 
 Params = Mapping[str, np.ndarray]
 

@@ -5,11 +5,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from sammi_jax.data.layouts import get_layout
 from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenShapes, get_view
-from sammi_jax.data.own import read_own_folder
-from sammi_jax.data.prepare import prepared_folder
+from sammi_jax.data.prepare.known_sets import get_layout
+from sammi_jax.data.prepare.write import prepared_folder
 from sammi_jax.data.sources import FolderSource, PreparedSource
+from sammi_jax.data.user_folder import read_own_folder
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json

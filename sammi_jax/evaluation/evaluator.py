@@ -11,13 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config.experiment import EvalConfig
+from sammi_jax.config.model import SegmenterConfig, check_config, view_layout
 from sammi_jax.data.catalogue import Dataset
-from sammi_jax.data.loader import prefetch
+from sammi_jax.data.input.loader import prefetch
 from sammi_jax.errors import SammiError
+from sammi_jax.evaluation.background import Vocabulary, choose_vocabulary
 from sammi_jax.evaluation.buckets import EvalBatch, plan_batches
+from sammi_jax.evaluation.panels import Pictures
 from sammi_jax.evaluation.partial import PartialResult
-from sammi_jax.evaluation.pictures import Pictures
 from sammi_jax.evaluation.program import (
     Predictor,
     Readout,
@@ -29,11 +31,9 @@ from sammi_jax.evaluation.program import (
 )
 from sammi_jax.evaluation.report import result_record
 from sammi_jax.evaluation.totals import Totals, to_host, zero_totals
-from sammi_jax.evaluation.vocabulary import Vocabulary, choose_vocabulary
-from sammi_jax.experiment import EvalConfig
-from sammi_jax.images import SegmenterInput, stack_inputs
-from sammi_jax.models.sammi import check_config, view_layout
-from sammi_jax.parallel import batch_sharding, check_batch_size, replicated
+from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
+from sammi_jax.parallel.batch import check_batch_size
+from sammi_jax.parallel.mesh import batch_sharding, replicated
 from sammi_jax.typing import Int, NpArray
 
 
@@ -188,9 +188,7 @@ class _Run:
         """Take the model as it is now, and start the clock."""
         put = lambda tree: jax.device_put(tree, replicated(self._mesh))  # noqa: E731
         self._state = put(self._predictor.state)
-        self._features, self._mask = put(
-            self._predictor.text_features(self._vocabulary.class_names)
-        )
+        self._text = put(self._predictor.encode_classes(self._vocabulary.class_names))
         self._compile_s, self._images, self._began = 0.0, 0, time.perf_counter()
 
     def _canvas_sides(self) -> list[int]:
@@ -201,7 +199,7 @@ class _Run:
             inputs = self._predictor.prepare(example, variant.config)
 
             def scores(state: Any, inputs: Any, layout: Any = variant.layout) -> Any:
-                out = self._predictor.views(state, inputs, self._features, self._mask, layout)
+                out = self._predictor.views(state, inputs, self._text, layout)
                 return self._predictor.blend(out.maps, layout)
 
             sides.append(jax.eval_shape(scores, self._state, inputs).shape[-1])
@@ -266,10 +264,10 @@ class _Run:
         sharding = batch_sharding(self._mesh)
         put = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
         inputs, target = jax.tree.map(put, (batch.inputs, batch.target))
-        arguments = (self._state, inputs, self._features, self._mask)
+        arguments = (self._state, inputs, self._text)
         maps, proposals = self._call("network", self._network, *arguments)
         totals, prediction = self._call(
-            plan.shape, self._readout, totals, maps, proposals, self._mask, target
+            plan.shape, self._readout, totals, maps, proposals, self._text.mask, target
         )
         self._images += len(plan.indices)
         return totals, prediction, proposals

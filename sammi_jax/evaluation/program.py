@@ -16,22 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.evaluation.totals import Counts, Totals, add_counts, count_classes, count_pairs
-from sammi_jax.images import SegmenterInput
-from sammi_jax.inference import ViewScores
-from sammi_jax.models.sammi import MaskProposals
+from sammi_jax.inference.forward import ViewScores
+from sammi_jax.inference.inputs import SegmenterInput
+from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.proposals import MaskProposals
 from sammi_jax.ops.boundary import OUTSIDE, region_boundary
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.parallel import AXES
+from sammi_jax.parallel.mesh import AXES
 from sammi_jax.typing import Array, Bool, Float, Int, NpArray
 
 BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv 2103.16562)
 
 
 class Predictor(Protocol):
-    """What is evaluated: `pipeline.Segmenter` or `pipeline.ZeroShot`."""
+    """What is evaluated: `inference.segmenter.Segmenter` or `ZeroShot`."""
 
     config: SegmenterConfig
 
@@ -40,8 +41,8 @@ class Predictor(Protocol):
         """Parameters, as `views` takes them."""
         ...
 
-    def text_features(self, class_names: Sequence[str]) -> tuple[Array, Array]:
-        """Embeddings and class mask, padded."""
+    def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
+        """Text embeddings, the class axis padded."""
         ...
 
     def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
@@ -52,8 +53,7 @@ class Predictor(Protocol):
         self,
         state: Any,
         inputs: SegmenterInput,
-        text_features: Any,
-        class_mask: Any,
+        text: ClassTexts,
         layout: ViewLayout,
     ) -> ViewScores:
         """Class maps of every view."""
@@ -156,15 +156,15 @@ def boundary_distance(height: int, width: int) -> int:
 
 
 def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) -> Any:
-    """``f(state, [inputs], text_features, class_mask) -> ([maps], proposals)``, compiled when used.
+    """``f(state, [inputs], text) -> ([maps], proposals)``, compiled when used.
 
     ``maps`` are ``[b, v, t, h, w]``, one a variant; ``proposals`` are the first variant's.
     """
 
-    def local(state: Any, inputs: Any, features: Array, mask: Array) -> Any:
+    def local(state: Any, inputs: Any, text: ClassTexts) -> Any:
         def one(inputs: Any) -> tuple[list[Array], MaskProposals | None]:
             outputs = [
-                predictor.views(state, jax.tree.map(lambda x: x[None], i), features, mask, v.layout)
+                predictor.views(state, jax.tree.map(lambda x: x[None], i), text, v.layout)
                 for i, v in zip(inputs, variants, strict=True)
             ]
             first = jax.tree.map(lambda x: x[0], outputs[0].proposals)
@@ -172,7 +172,7 @@ def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) 
 
         return jax.lax.map(one, inputs)
 
-    return jax.jit(_split(local, mesh, in_specs=(None, AXES, None, None), out_specs=AXES))
+    return jax.jit(_split(local, mesh, in_specs=(None, AXES, None), out_specs=AXES))
 
 
 def make_readout(

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config.experiment import TrainConfig
+from sammi_jax.config.files import resolved
+from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.data.vocabulary import vocabulary_hash
+from sammi_jax.evaluation.background import Vocabulary
 from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, scores, subset_miou
 from sammi_jax.evaluation.totals import Counts
-from sammi_jax.evaluation.vocabulary import Vocabulary
-from sammi_jax.experiment import TrainConfig, resolved
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.typing import NpArray
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from sammi_jax.config import Remat
+from sammi_jax.config.model import Remat
 
 _SAVED: dict[Remat, Callable[..., Any] | None] = {
     "elementwise": jax.checkpoint_policies.dots_saveable,

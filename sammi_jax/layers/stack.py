@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sammi_jax.config import Remat
+from sammi_jax.config.model import Remat
 from sammi_jax.layers.init import Keys, is_traced
 from sammi_jax.layers.remat import rematerialised
 from sammi_jax.typing import Array

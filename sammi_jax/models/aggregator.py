@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import AggregatorConfig, Remat
+from sammi_jax.config.model import AggregatorConfig, Remat
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
 from sammi_jax.layers.guided import guided_conv
 from sammi_jax.layers.remat import rematerialised
 from sammi_jax.layers.swin import SpatialAggregation
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
@@ -143,10 +144,9 @@ class Aggregator(nnx.Module):
     def __call__(
         self,
         cost: Float[Array, "b h w t p"],
-        text_features: Float[Array, "t p d"],
+        text: ClassTexts,
         appearance: Float[Array, "b h w d"],
         decoder_guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]],
-        class_mask: Bool[Array, " t"],
         pooling_size: int,
         remat: Remat = "none",
     ) -> Float[Array, "b t h4 w4"]:
@@ -157,25 +157,25 @@ class Aggregator(nnx.Module):
 
         Args:
             cost: cosines of each patch with each class and template.
-            text_features: unit vectors (the mean over templates takes them as they are).
+            text: unit vectors (the mean over templates takes them as they are), and which slots
+                hold a class; the logits of the others are -100.
             appearance: CLIP's dense features, not normalised.
             decoder_guidance: feature maps of two and four times the cost map's side.
-            class_mask: False where a slot holds no class; its logits are -100.
             pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
                 training and 1 in evaluation.
             remat: of each stage in the backward pass.
         """
         batch, num_classes = cost.shape[0], cost.shape[3]
-        mask = jnp.broadcast_to(class_mask, (batch, num_classes))
-        text = self.project_text(text_features)[None]
+        mask = jnp.broadcast_to(text.mask, (batch, num_classes))
+        guidance = self.project_text(text.features)[None]
         chosen = None
         if 0 < self.config.pad_length < num_classes:
             chosen = choose_classes(cost, mask, self.config.pad_length)
             cost = jnp.take_along_axis(cost, chosen[:, None, None, :, None], axis=3)
             mask = jnp.take_along_axis(mask, chosen, axis=1)
-            text = text[0][chosen]
+            guidance = guidance[0][chosen]
         logits = self._aggregate(
-            cost, text, mask, appearance, decoder_guidance, pooling_size, remat
+            cost, guidance, mask, appearance, decoder_guidance, pooling_size, remat
         )
         if chosen is not None:
             shape = (batch, num_classes, *logits.shape[2:])

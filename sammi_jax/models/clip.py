@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import ClipConfig, Remat
+from sammi_jax.config.model import ClipConfig, Remat
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Mlp, MultiHeadAttention, PatchEmbed, Stack, layer_norm, linear
 from sammi_jax.layers.init import normal

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import DmiConfig
+from sammi_jax.config.model import DmiConfig
 from sammi_jax.layers import ACTIVATIONS, Conv, MultiHeadAttention
 from sammi_jax.ops.cosine import cosine_map
-from sammi_jax.ops.masks import Masks, boundary, box_mean, mask_pool, mask_spread
+from sammi_jax.ops.masks import Masks, average_pool, boundary, box_mean, mask_pool, mask_spread
 from sammi_jax.typing import Array, Bool, Float
 
 LOW_PASS_SIZE = 5  # side of the box filter where no mask covers, in pixels
@@ -140,42 +140,31 @@ class Dmi(nnx.Module):
             self.high_injections = nnx.List(HighInjection(dim, rngs=rngs) for dim in guidance_dims)
 
     @jax.named_scope("dmi")
-    def low(
-        self,
-        features: Float[Array, "b h w d"],
-        masks: Float[Array, "b n h w"],
-        valid: Bool[Array, "b n"],
-    ) -> Float[Array, "b h w d"]:
-        """F_l' from F_l and the share of each cell that each mask covers."""
-        return self.low_injection(features, masks, valid) if self.config.low else features
-
-    @jax.named_scope("dmi")
-    def inject_cost(
+    def __call__(
         self,
         cost: Float[Array, "b h w t p"],
-        features: Float[Array, "b h w d"],
+        low: Float[Array, "b h w d"],
+        high: tuple[Float[Array, "b h2 w2 c1"], Float[Array, "b h4 w4 c2"]],
         text_features: Float[Array, "t p d"],
-        any_valid: Bool[Array, " b"],
-    ) -> Float[Array, "b h w t p"]:
-        """The cost map with the evidence of F_l', where an image has any valid mask.
+        masks: Bool[Array, "b n h4 w4"],
+        valid: Bool[Array, "b n"],
+    ) -> tuple[Array, Array, tuple[Array, Array]]:
+        """S', F_l' and (F_h1', F_h2'), of the shapes of S, F_l and (F_h1, F_h2).
 
         Args:
             cost: S.
-            features: F_l', from `low`.
+            low: F_l.
+            high: F_h1 and F_h2.
             text_features: F_t.
-            any_valid: whether the image has a valid mask.
+            masks: at the resolution of F_h2.
+            valid: which slots hold a mask.
         """
-        if not self.config.low:
-            return cost
-        return self.low_injection.inject_cost(cost, features, text_features, any_valid)
-
-    @jax.named_scope("dmi")
-    def high(
-        self,
-        index: int,
-        features: Float[Array, "b h w c"],
-        masks: Masks,
-        valid: Bool[Array, "b n"],
-    ) -> Float[Array, "b h w c"]:
-        """F_h1' (``index`` 0) or F_h2' (1) from the features and masks of the same size."""
-        return self.high_injections[index](features, masks, valid) if self.config.high else features
+        if self.config.low:
+            cells = average_pool(masks, masks.shape[-1] // low.shape[-2])
+            low = self.low_injection(low, cells, valid)
+            cost = self.low_injection.inject_cost(cost, low, text_features, valid.any(axis=-1))
+        if self.config.high:
+            half = average_pool(masks, masks.shape[-1] // high[0].shape[-2]) >= 0.5
+            first, second = self.high_injections
+            high = (first(high[0], half, valid), second(high[1], masks, valid))
+        return cost, low, high

@@ -10,7 +10,7 @@ containment test adds an edge only where ``min_containment`` is 0 (then every pa
 import jax
 import jax.numpy as jnp
 
-from sammi_jax.config import SmaggConfig
+from sammi_jax.config.model import SmaggConfig
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import containment, dilate, intersections, mask_pool
 from sammi_jax.typing import Array, Bool, Float, Int

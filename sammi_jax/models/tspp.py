@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import TsppConfig
+from sammi_jax.config.model import TsppConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import box_mean
@@ -59,8 +59,8 @@ class Tspp(nnx.Module):
 
     @jax.named_scope("tspp")
     def class_logits(
-        self, features: Float[Array, "b h w d"], text_features: Float[Array, "t p d"]
-    ) -> Float[Array, "b h w t"]:
+        self, features: Float[Array, "*b h w d"], text_features: Float[Array, "t p d"]
+    ) -> Float[Array, "*b h w t"]:
         """``scale * cos`` of projected cells and classes, without the bias of the loss.
 
         The templates of a class are averaged as unit vectors. No gradient leaves the heads.
@@ -74,7 +74,7 @@ class Tspp(nnx.Module):
         # A large scale multiplies these cosines: they are float32 whatever the heads compute in.
         visual = l2_normalize(self.visual(features).astype(jnp.float32))
         textual = l2_normalize(self.textual(classes).astype(jnp.float32))
-        return jnp.exp(self.log_scale[...]) * jnp.einsum("bhwd,td->bhwt", visual, textual)
+        return jnp.exp(self.log_scale[...]) * jnp.einsum("...d,td->...t", visual, textual)
 
     def calibrated(self, class_logits: Float[Array, "*b t"]) -> Float[Array, "*b t"]:
         """The class logits of `tspp_loss`: each class for itself, so an offset is learnt."""
@@ -82,8 +82,8 @@ class Tspp(nnx.Module):
 
 
 def class_distribution(
-    logits: Float[Array, "b h w t"], class_mask: Bool[Array, " t"]
-) -> Float[Array, "b h w t"]:
+    logits: Float[Array, "*b h w t"], class_mask: Bool[Array, " t"]
+) -> Float[Array, "*b h w t"]:
     """Softmax over the classes that ``class_mask`` names, in float32; the others get 0."""
     return jax.nn.softmax(logits.astype(jnp.float32), axis=-1, where=class_mask)
 

@@ -41,6 +41,12 @@ def mask_spread(masks: Masks, tokens: Float[Array, "b n c"]) -> Float[Array, "b 
     return _divide(total, weights.sum(axis=1)[..., None])
 
 
+def average_pool(masks: Masks, factor: int) -> Float[Array, "b n h2 w2"]:
+    """Each mask's share of the blocks of ``factor x factor`` pixels."""
+    blocks = rearrange(masks, "b n (h i) (w j) -> b n h i w j", i=factor, j=factor)
+    return blocks.astype(jnp.float32).mean(axis=(3, 5))
+
+
 def _divide(total: Array, weight: Array) -> Array:
     """``total / weight``, zero (with a finite gradient) where the weight is zero."""
     covered = weight > 0

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sammi_jax.errors import SammiError
-from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.ops.resize import resize, resize_matrix
 from sammi_jax.typing import Array, Float, UInt8
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # red, green, blue, of 255
@@ -92,3 +92,8 @@ def postprocess(
     columns = _axis_matrix(low_width, side, valid_width, original[1])
     masks = jnp.einsum("oh,...hw->...ow", rows, masks)
     return jnp.einsum("ow,...hw->...ho", columns, masks)
+
+
+def sam_crops(images: Float[Array, "b s s 3"], side: int) -> Float[Array, "b s2 s2 3"]:
+    """Square RGB images of 0..255 resized and normalised for SAM; there is no padding."""
+    return preprocess(resize(images, (side, side)), side)

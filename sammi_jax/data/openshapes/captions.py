@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sammi_jax.config import SegmenterConfig
+from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.data.openshapes.bits import between, chance, raw_words
 from sammi_jax.data.openshapes.drawing import UNIT, render
 from sammi_jax.data.openshapes.scenes import make_stuff, make_thing

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import SamConfig
+from sammi_jax.config.model import SamConfig
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
 from sammi_jax.models.sam.relative_attention import decomposed_attention, relative_positions
 from sammi_jax.models.sam.window_attention import window_attention

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import SamConfig
+from sammi_jax.config.model import SamConfig
 from sammi_jax.layers import ACTIVATIONS, TransposedConv, layer_norm, linear
 from sammi_jax.layers.init import normal
 from sammi_jax.models.sam.transformer import TwoWayTransformer

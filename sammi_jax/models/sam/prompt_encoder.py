@@ -12,7 +12,7 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config import SamConfig
+from sammi_jax.config.model import SamConfig
 from sammi_jax.layers import ACTIVATIONS, Buffer, PatchEmbed, layer_norm, linear
 from sammi_jax.layers.init import normal
 from sammi_jax.typing import Array, Float, Int

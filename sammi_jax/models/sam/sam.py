@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from sammi_jax.config import SamConfig
+from sammi_jax.config.model import SamConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sam.image_encoder import ImageEncoder
 from sammi_jax.models.sam.mask_decoder import MaskDecoder
@@ -23,6 +23,7 @@ class Sam(nnx.Module):
     """Image encoder, prompt encoder and mask decoder."""
 
     def __init__(self, config: SamConfig, *, rngs: nnx.Rngs):
+        self.config = config
         self.image_encoder = ImageEncoder(config, rngs=rngs)
         self.prompt_encoder = PromptEncoder(config, rngs=rngs)
         self.mask_decoder = MaskDecoder(config, rngs=rngs)

@@ -10,7 +10,7 @@ Hugging Face's port; the final norm's is 1e-5 in both.
 
 from flax import nnx
 
-from sammi_jax.config import SamConfig
+from sammi_jax.config.model import SamConfig
 from sammi_jax.layers import Mlp, MultiHeadAttention, layer_norm
 from sammi_jax.typing import Array, Float
 

@@ -1,0 +1,52 @@
+"""``sammi train``: train an experiment; resumes by itself."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from sammi_jax.cli.options import add_config_arguments, add_job_arguments
+
+_EXAMPLE = """\
+Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM came and the state is saved,
+or another process of the job was lost: run the same command again (in all processes) to resume.
+
+example:
+  sammi train --config openshapes_clip --workdir runs/clip --set steps=100 --set log_every=5"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register the command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "train",
+        help="train an experiment; resumes by itself",
+        description="Train an experiment. Where DIR holds checkpoints, training resumes from the "
+        "newest one. The trained model folder is DIR/model (docs/training.md).",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--workdir", metavar="DIR", required=True, type=Path, help="for checkpoints and the model"
+    )
+    add_job_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, as one process of a job where the flags say so."""
+    import logging
+
+    from sammi_jax.config.files import load_config
+    from sammi_jax.parallel.job import run_job
+    from sammi_jax.training.loop import train
+    from sammi_jax.training.tasks import make_task
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
+
+    def work() -> str:
+        config = load_config(args.config, args.set)
+        folder = train(make_task(config), config, args.workdir)
+        return f"trained model: {os.path.relpath(folder)}"
+
+    return run_job("sammi train", args, work)

@@ -1,0 +1,299 @@
+"""Every size and switch of the models, as frozen dataclasses.
+
+Defaults are the published ViT-B sizes. Fields marked [ours] fill what the SAM-MI paper leaves out
+(docs/method.md). A configuration is plain data: building, printing or comparing one touches no
+device. `to_dict` and `from_dict` are exact inverses and are what ``config.json`` holds.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from sammi_jax.errors import SammiError
+from sammi_jax.ops.views import ViewLayout
+
+T = TypeVar("T")
+# What the backward pass makes again instead of keeping it: nothing; all but the results of matrix
+# products; all but what goes into a block of CLIP and into a stage of the aggregation.
+Remat = Literal["none", "elementwise", "full"]
+
+
+@dataclass(frozen=True)
+class ClipVisionConfig:
+    """CLIP's image tower (openai/CLIP clip/model.py, VisionTransformer)."""
+
+    image_size: int = 224  # side of the native input; the position table belongs to it
+    patch_size: int = 16
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along a side of the native input."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ClipTextConfig:
+    """CLIP's text tower (openai/CLIP clip/model.py, CLIP.encode_text)."""
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Both towers and the joint space."""
+
+    vision: ClipVisionConfig = ClipVisionConfig()
+    text: ClipTextConfig = ClipTextConfig()
+    embed_dim: int = 512
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"  # OpenCLIP's LAION models: "gelu"
+    eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class SamConfig:
+    """Segment Anything (facebookresearch/segment-anything build_sam.py).
+
+    The encoder is ``num_stages`` times (windowed blocks, then one global block).
+    """
+
+    image_size: int = 1024
+    patch_size: int = 16
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    num_stages: int = 4
+    mlp_ratio: int = 4
+    window_size: int = 14
+    out_channels: int = 256  # width of the image embedding and of the whole decoder
+    decoder_layers: int = 2
+    decoder_heads: int = 8
+    decoder_mlp_dim: int = 2048
+    num_multimask_outputs: int = 3
+    iou_head_depth: int = 3
+    iou_head_hidden_dim: int = 256
+    mask_in_channels: int = 16  # hidden width of the mask prompt's down-scaling
+    decoder_eps: float = 1e-5  # two-way transformer's norms: 1e-5 originally, 1e-6 in transformers
+
+    @property
+    def grid_size(self) -> int:
+        """Side of the image embedding."""
+        return self.image_size // self.patch_size
+
+    @property
+    def mask_size(self) -> int:
+        """Side of the low-resolution masks."""
+        return 4 * self.grid_size
+
+
+@dataclass(frozen=True)
+class AggregatorConfig:
+    """CAT-Seg's cost aggregation and decoder (cat_seg/modeling/transformer/model.py)."""
+
+    hidden_dim: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    window_size: int = 12
+    grid_size: int = 24  # side of the cost map
+    pooling_size: int = 2  # class attention's average pooling in training; evaluation uses 1
+    num_templates: int = 1  # channels of the cost map
+    appearance_dim: int = 128  # projected appearance guidance
+    text_dim: int = 128  # projected text guidance
+    decoder_dims: tuple[int, int] = (64, 32)
+    decoder_guidance_dims: tuple[int, int] = (256, 128)  # channels of F_h1, F_h2
+    decoder_guidance_proj_dims: tuple[int, int] = (32, 16)
+    pad_length: int = 256  # classes are padded to, or cut down to, this number; 0: neither
+    attention: Literal["linear", "full"] = "linear"
+    cost_skip: bool = False  # [ours] add the scaled raw cost to the logits; CAT-Seg has none
+
+
+@dataclass(frozen=True)
+class TsppConfig:
+    """Text-guided Sparse Point Prompter. All fields are [ours] (method.md section 2)."""
+
+    num_points: int = 64  # slots K; how many are valid depends on the image
+    dim: int | None = None  # width of the two heads; None: CLIP's, so that they start as CLIP
+    scale: float = 100.0  # initial temperature of the class distribution (CLIP's own)
+    min_score: float = 0.05  # tau: a point below it is not valid
+    sigma: float = 3.0  # radius of the suppression, in cells of the cost map
+    loss_weight: float = 0.5
+
+
+@dataclass(frozen=True)
+class MaskFilterConfig:
+    """Which SAM masks are used. All fields are [ours] (method.md section 3)."""
+
+    min_iou: float = 0.7  # SAM's own estimate
+    min_stability: float = 0.7
+    stability_offset: float = 1.0
+    min_area: float = 1e-4  # fraction of the image
+    max_area: float = 0.95
+
+
+@dataclass(frozen=True)
+class SmaggConfig:
+    """Shallow Mask Aggregation. All fields are [ours] (method.md section 4)."""
+
+    dilation: int = 1  # cells by which masks grow before they are tested for touching
+    min_containment: float = 0.5
+    min_feature_similarity: float = 0.9
+    min_class_similarity: float = 0.9
+
+
+@dataclass(frozen=True)
+class DmiConfig:
+    """Decoupled Mask Injection. All fields are [ours] (method.md section 5)."""
+
+    low: bool = True  # inject mask context into F_l and the cost map
+    high: bool = True  # inject high frequencies into F_h1 and F_h2
+    num_heads: int = 8
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """SAM and the heads that SAM-MI adds to CAT-Seg. A part that is None is switched off."""
+
+    sam: SamConfig = SamConfig()
+    tspp: TsppConfig | None = TsppConfig()  # None: a plain grid of points
+    grid_points: int = 8  # points along a side where there is no TSPP (ablation; SAM's own: 32)
+    filter: MaskFilterConfig = MaskFilterConfig()
+    smagg: SmaggConfig | None = SmaggConfig()  # None: SAM's masks as they are
+    dmi: DmiConfig = DmiConfig()
+
+
+@dataclass(frozen=True)
+class SlidingConfig:
+    """Sliding-window inference (docs/method.md, 8): windows of ``crop_size`` and a global view."""
+
+    output_size: int = 640  # the image is resized to a square of this side
+    stride: int = 256
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """CAT-Seg, or SAM-MI where ``masks`` is given."""
+
+    clip: ClipConfig = ClipConfig()
+    aggregator: AggregatorConfig = AggregatorConfig()
+    masks: MaskConfig | None = None
+    crop_size: int = 384  # side of training crops and of inference windows, in pixels
+    clip_size: int = 384  # side of CLIP's input; crops are resized to it
+    taps: tuple[int, int] = (3, 7)  # image-tower blocks whose output becomes F_h1 and F_h2
+    template: str = "A photo of a {} in the scene"
+    sliding: SlidingConfig | None = SlidingConfig()  # None: the whole image as one view
+
+
+CLIP_SIZES: dict[str, ClipConfig] = {
+    "vitb16": ClipConfig(),
+    "vitl14": ClipConfig(
+        vision=ClipVisionConfig(224, 14, 1024, 24, 16),
+        text=ClipTextConfig(width=768, num_heads=12),
+        embed_dim=768,
+    ),
+    "vitl14_336": ClipConfig(
+        vision=ClipVisionConfig(336, 14, 1024, 24, 16),
+        text=ClipTextConfig(width=768, num_heads=12),
+        embed_dim=768,
+    ),
+    # The tiny models that `make demo` trains. This CLIP sees 48 px in training and 96 px after.
+    "openshapes": ClipConfig(
+        vision=ClipVisionConfig(image_size=48, patch_size=8, width=96, num_layers=3, num_heads=4),
+        text=ClipTextConfig(vocab_size=30, context_length=12, width=96, num_layers=2, num_heads=4),
+        embed_dim=96,
+    ),
+}
+
+SAM_SIZES: dict[str, SamConfig] = {
+    "vitb": SamConfig(),
+    "vitl": SamConfig(width=1024, num_layers=24, num_heads=16),
+    "vith": SamConfig(width=1280, num_layers=32, num_heads=16),
+    "openshapes": SamConfig(
+        image_size=96,
+        patch_size=8,
+        width=64,
+        num_layers=3,
+        num_heads=4,
+        num_stages=3,
+        window_size=6,
+        out_channels=64,
+        decoder_heads=4,
+        decoder_mlp_dim=128,
+        iou_head_hidden_dim=64,
+        mask_in_channels=4,
+    ),
+}
+
+SEGMENTER_SIZES: dict[str, SegmenterConfig] = {
+    "vitb16": SegmenterConfig(),
+    "vitl14_336": SegmenterConfig(clip=CLIP_SIZES["vitl14_336"], clip_size=336, taps=(7, 15)),
+    "openshapes": SegmenterConfig(
+        clip=CLIP_SIZES["openshapes"],
+        aggregator=AggregatorConfig(
+            hidden_dim=16,
+            num_layers=1,
+            window_size=6,
+            grid_size=12,
+            pooling_size=1,
+            appearance_dim=32,
+            text_dim=32,
+            decoder_dims=(16, 8),
+            decoder_guidance_dims=(32, 16),
+            decoder_guidance_proj_dims=(8, 4),
+            pad_length=0,
+            cost_skip=True,
+        ),
+        crop_size=96,
+        clip_size=96,
+        taps=(0, 1),
+        sliding=None,
+    ),
+}
+
+
+def view_layout(config: SegmenterConfig) -> ViewLayout:
+    """The views of inference: one for ``sliding=None``, else windows and a global view."""
+    window = config.aggregator.grid_size
+    if config.sliding is None:
+        return ViewLayout(window)
+    cell = config.crop_size // window
+    stride = config.sliding.stride // cell
+    return ViewLayout(
+        window, stride, 1 + (config.sliding.output_size - config.crop_size) // config.sliding.stride
+    )
+
+
+def check_config(config: SegmenterConfig) -> None:
+    """Refuse sizes that do not fit together.
+
+    Raises:
+        SammiError: naming the two fields and what they should be.
+    """
+    grid, vision = config.aggregator.grid_size, config.clip.vision
+    if config.clip_size != grid * vision.patch_size:
+        raise SammiError(
+            f"clip_size {config.clip_size} must be aggregator.grid_size x clip.vision.patch_size "
+            f"= {grid} x {vision.patch_size} = {grid * vision.patch_size}"
+        )
+    if config.crop_size % grid:
+        raise SammiError(
+            f"crop_size {config.crop_size} must be a multiple of aggregator.grid_size {grid}"
+        )
+    if not 0 <= config.taps[0] < config.taps[1] < vision.num_layers:
+        raise SammiError(
+            f"taps {config.taps} must ascend and lie below clip.vision.num_layers "
+            f"{vision.num_layers}"
+        )
+    sliding, cell = config.sliding, config.crop_size // grid
+    if sliding is not None and (
+        sliding.stride % cell or (sliding.output_size - config.crop_size) % sliding.stride
+    ):
+        raise SammiError(
+            f"sliding.output_size {sliding.output_size} must be crop_size {config.crop_size} plus "
+            f"a multiple of sliding.stride {sliding.stride}, and the stride a multiple of the "
+            f"cell's {cell} pixels"
+        )

@@ -1,0 +1,270 @@
+"""SAM's image embeddings of a training set on disk: ``cache.json`` and ``embeddings.npy``.
+
+SAM is frozen, so where no example changes from epoch to epoch its image encoder gives the same
+embedding every time. A cache is one folder:
+
+    cache.json        whose embeddings these are: `CacheInfo`
+    embeddings.npy    [n, g, g, c] float16 or float32, C order; row i belongs to example i
+
+It appears under its name when it is whole. Until then it lies beside it as ``.NAME.partial``, with
+the number of finished rows in ``progress.json``, from which the same command goes on.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+
+from sammi_jax.config.fields import from_dict, to_dict
+from sammi_jax.config.model import SamConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.files import check_destination, one_line, publish, read_json
+from sammi_jax.typing import Float, NpArray
+
+FORMAT = 1
+INFO_FILE, ROWS_FILE, PROGRESS_FILE = "cache.json", "embeddings.npy", "progress.json"
+EMBEDDINGS = "sam_embeddings"  # the examples' name for a row
+_COMMAND = "sammi cache --config FILE --out DIR"
+_PROBES = 8  # pictures whose pixels are compared
+_UNREADABLE = {"sam_sha256": "another SAM's weights", "pixels_sha256": "other pictures"}
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """Whose embeddings a cache holds.
+
+    Attributes:
+        format: of the folder.
+        sam: the SAM.
+        compute_dtype: what the encoder's products were computed in.
+        data: name of the training set.
+        preprocessing: what was done to its pictures.
+        image_size: side of the square pictures, in pixels, before SAM's own resize.
+        num_examples: of the set.
+        sam_sha256: of the image encoder's parameters, by path.
+        pixels_sha256: of the pixels of a few pictures (`pixels_digest`).
+        dtype: of the rows.
+    """
+
+    format: int
+    sam: SamConfig
+    compute_dtype: str
+    data: str
+    preprocessing: str
+    image_size: int
+    num_examples: int
+    sam_sha256: str
+    pixels_sha256: str
+    dtype: Literal["float16", "float32"]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the embeddings: ``(n, g, g, c)``."""
+        return (self.num_examples, self.sam.grid_size, self.sam.grid_size, self.sam.out_channels)
+
+
+def pixels_digest(picture: Callable[[int], NpArray], num_examples: int) -> str:
+    """SHA-256 of up to 8 pictures, spread over the set: two sets are the same, or hardly."""
+    total = hashlib.sha256()
+    for index in np.unique(np.linspace(0, num_examples - 1, _PROBES).astype(int)):
+        pixels = picture(int(index))
+        total.update(f"{index} {pixels.shape} {pixels.dtype} ".encode())
+        total.update(np.ascontiguousarray(pixels).tobytes())
+    return total.hexdigest()
+
+
+def check_same(folder: Path, found: CacheInfo, wanted: CacheInfo, mend: str) -> None:
+    """Refuse a cache that belongs to something else; in which type its rows are does not matter.
+
+    Raises:
+        SammiError: naming the first difference.
+    """
+    theirs, ours = to_dict(found), to_dict(wanted)
+    for name in ours:
+        if name == "dtype" or theirs[name] == ours[name]:
+            continue
+        what = f"{name} {theirs[name]!r}, not {ours[name]!r}"
+        if name == "sam":
+            field = next(key for key in ours[name] if theirs[name][key] != ours[name][key])
+            what = f"sam.{field} {theirs[name][field]!r}, not {ours[name][field]!r}"
+        raise SammiError(
+            f"{folder}: holds the embeddings of another experiment "
+            f"({_UNREADABLE.get(name, what)}); {mend}"
+        )
+
+
+class SamCache:
+    """The rows of a finished cache, memory-mapped.
+
+    Raises:
+        SammiError: no such folder, not a cache, or one that is damaged.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise SammiError(f"{self.folder}: no such folder; a cache is made by '{_COMMAND}'")
+        self.info = _read_info(self.folder)
+        self._rows = _open_rows(self.folder, self.info)
+
+    def __reduce__(self) -> tuple[type["SamCache"], tuple[Path]]:
+        return SamCache, (self.folder,)  # a worker maps the file itself; the rows are not copied
+
+    def __getitem__(self, index: SupportsIndex) -> Float[NpArray, "g g c"]:
+        """The embedding of one example, read from the disk."""
+        return np.array(self._rows[index])
+
+
+@dataclass(frozen=True)
+class WithEmbeddings:
+    """A source whose examples bring their embedding, as ``sam_embeddings``."""
+
+    source: Any
+    cache: SamCache
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        """The example of that index; IndexError beyond the end."""
+        return {**self.source[index], EMBEDDINGS: self.cache[index]}
+
+
+def _read_info(folder: Path) -> CacheInfo:
+    file = folder / INFO_FILE
+    if not file.exists():
+        raise SammiError(f"{folder}: has no {INFO_FILE}; a cache is made by '{_COMMAND}'")
+    values = read_json(file)
+    if values.get("format") != FORMAT:
+        raise SammiError(f"{folder}: format {values.get('format')!r}, not {FORMAT}; make it again")
+    try:
+        return from_dict(CacheInfo, values)
+    except (SammiError, TypeError) as error:  # TypeError: a field is missing
+        raise SammiError(
+            f"{file}: {one_line(error)}; remove the folder and make it again"
+        ) from error
+
+
+def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
+    """The rows, memory-mapped."""
+    file, mend = folder / ROWS_FILE, f"remove the folder and make it again: {_COMMAND}"
+    try:
+        rows = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise SammiError(
+            f"{file}: missing, damaged or cut short ({one_line(error)}); {mend}"
+        ) from error
+    if rows.shape != info.shape or rows.dtype != info.dtype:
+        raise SammiError(
+            f"{file}: holds {rows.shape} {rows.dtype}, but {INFO_FILE} says {info.shape} "
+            f"{info.dtype}; {mend}"
+        )
+    return rows
+
+
+class CacheWriter:
+    """Rows of a cache that is being made.
+
+    Written as an ordinary file: a disk that is full is an error there, and the end of the process
+    where the file is mapped.
+
+    Attributes:
+        done: rows that are on the disk.
+    """
+
+    def __init__(self, folder: Path, info: CacheInfo):
+        self._folder, self._info = folder, info
+        self.done = self._resume() if (folder / INFO_FILE).exists() else 0
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / ROWS_FILE
+        if not self.done:
+            np.lib.format.open_memmap(file, mode="w+", dtype=info.dtype, shape=info.shape)
+            _write_json(folder / INFO_FILE, to_dict(info))
+        self._offset = file.stat().st_size - num_bytes(info)  # of the first row
+        self._file = file.open("r+b")
+
+    def _resume(self) -> int:
+        mend = "it is unfinished: remove it, or finish it with its own configuration"
+        found = _read_info(self._folder)
+        check_same(self._folder, found, self._info, mend)
+        if found.dtype != self._info.dtype:
+            raise SammiError(f"{self._folder}: has rows of {found.dtype}; {mend}")
+        progress = self._folder / PROGRESS_FILE
+        if not progress.exists():
+            return 0
+        _open_rows(self._folder, found)  # still whole
+        return int(read_json(progress).get("rows", 0))
+
+    def write(self, rows: Float[NpArray, "n g g c"], start: int) -> None:
+        """Put rows in their place.
+
+        Raises:
+            SammiError: a value is not finite in the file's type.
+        """
+        with np.errstate(over="ignore"):
+            rows = rows.astype(self._info.dtype)
+        if not np.isfinite(rows).all():
+            raise SammiError(
+                f"an embedding of the examples {start} to {start + len(rows) - 1} is not finite in "
+                f"{self._info.dtype}; write the cache with --dtype float32, or look at the SAM"
+            )
+        self._file.seek(self._offset + start * rows[0].nbytes)
+        self._file.write(np.ascontiguousarray(rows).tobytes())
+
+    def save(self, done: int) -> None:
+        """Put on the disk what was written, all rows before ``done``."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        _write_json(self._folder / PROGRESS_FILE, {"rows": done})
+        self.done = done
+
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+
+
+@contextmanager
+def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]:
+    """Make a cache, or go on with one that was interrupted; it gets its name at the end.
+
+    Raises:
+        SammiError: the destination is taken, or what is unfinished there is another cache.
+    """
+    folder = check_destination(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    with closing(CacheWriter(partial, info)) as writer:
+        _check_space(folder.parent, info, writer.done)
+        yield writer
+    if writer.done != info.num_examples:
+        raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
+    publish(partial, folder)
+    (folder / PROGRESS_FILE).unlink()  # not before: a run that is killed here loses no row
+
+
+def _check_space(where: Path, info: CacheInfo, done: int) -> None:
+    needed = num_bytes(info) * (info.num_examples - done) // info.num_examples
+    free = shutil.disk_usage(where).free
+    if needed > free:
+        raise SammiError(
+            f"{where}: the cache needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
+            "name another disk, or set data.num_examples"
+        )
+
+
+def num_bytes(info: CacheInfo) -> int:
+    """Of all rows."""
+    return math.prod(info.shape) * np.dtype(info.dtype).itemsize
+
+
+def _write_json(file: Path, values: Any) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, file)

@@ -1,0 +1,1 @@
+"""From the owners' files to prepared data sets, and their examination."""

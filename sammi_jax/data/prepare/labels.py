@@ -1,0 +1,237 @@
+"""Label files of every format to raw values, and raw values to train ids.
+
+`READERS` has one function a format: a `Pair` in, int ``[H, W]`` out. `LabelMap` then maps values or
+colours to train ids, and names the file that holds one which the set does not know.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sammi_jax.data.prepare.pairs import Pair
+from sammi_jax.data.prepare.pixels import as_label_dtype
+from sammi_jax.data.prepare.rle import decode_rle
+from sammi_jax.data.vocabulary import Vocabulary
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line, read_json
+from sammi_jax.typing import NpArray
+
+_UNKNOWN = -1
+_MAX_LISTED = 5
+_HALF, _WHITE = 128, 255
+
+
+class LabelMap:
+    """Raw values, or packed colours, to the train ids of a vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.ignore_index = vocabulary.ignore_index
+        self._name = vocabulary.name
+        table = dict(vocabulary.train_id_by_value)
+        for index, colour in enumerate(vocabulary.rgb_by_class):
+            table[int(pack_rgb(np.array(colour, np.uint8)))] = index
+        self._colours = bool(vocabulary.rgb_by_class)
+        self._keys = np.array(sorted(table), np.int64)
+        self._train_ids = np.array([table[int(key)] for key in self._keys], np.int32)
+        self._other = _UNKNOWN if vocabulary.other_values is None else vocabulary.other_values
+        self._largest = max(vocabulary.ignore_index, vocabulary.num_classes - 1)
+
+    def __call__(self, raw: NpArray, where: str) -> NpArray:
+        """Train ids, uint8 or uint16 ``[H, W]``.
+
+        Args:
+            raw: int ``[H, W]``: values, or colours of `pack_rgb`.
+            where: the file, for errors.
+
+        Raises:
+            SammiError: a value that the mapping lacks.
+        """
+        if raw.ndim != 2:
+            raise SammiError(f"{where}: a label of shape {raw.shape}, not height x width")
+        label = self._look_up(raw)
+        unknown = label == _UNKNOWN
+        if unknown.any():
+            self._complain(raw[unknown], where)
+        return as_label_dtype(label, self._largest, where)
+
+    def _look_up(self, raw: NpArray) -> NpArray:
+        if self._colours:  # too many for a table
+            at = np.minimum(np.searchsorted(self._keys, raw), len(self._keys) - 1)
+            return np.where(self._keys[at] == raw, self._train_ids[at], self._other)
+        table = np.full(int(self._keys[-1]) + 2, self._other, np.int32)  # the last: all beyond
+        table[self._keys] = self._train_ids
+        return table[np.clip(raw, -1, len(table) - 1)]
+
+    def _complain(self, unknown: NpArray, where: str) -> None:
+        values, counts = np.unique(unknown, return_counts=True)
+        shown = [self._show(int(value)) for value in values[:_MAX_LISTED]]
+        more = f" and {len(values) - _MAX_LISTED} more" if len(values) > _MAX_LISTED else ""
+        what = "colours" if self._colours else "values"
+        raise SammiError(
+            f"{where}: {what} that {self._name} does not know: {', '.join(shown)}{more} "
+            f"({counts.sum()} pixels); is it the owner's file of this very set?"
+        )
+
+    def _show(self, value: int) -> str:
+        return (
+            f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self._colours else str(value)
+        )
+
+
+def pack_rgb(colours: NpArray) -> NpArray:
+    """One number for each colour of uint8 ``[..., 3]``: int64 ``[...]``."""
+    wide = colours.astype(np.int64)
+    return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
+
+
+def open_label(path: Path, load: bool = True) -> Image.Image:
+    """A label file as Pillow has it, decoded, or only its head if not ``load``.
+
+    Raises:
+        SammiError: missing, cut short, or not a picture.
+    """
+    try:
+        image = Image.open(path)
+        if load:
+            image.load()
+    except FileNotFoundError as error:
+        raise SammiError(f"{path}: no such file; copy it from the owner's archive") from error
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+        raise SammiError(f"{path}: cannot be decoded ({one_line(error)}); copy it again") from error
+    return image
+
+
+def read_index(path: Path) -> NpArray:
+    """Values of a grey, palette (its indices), 1-bit or 16-bit picture, int32 ``[H, W]``."""
+    image = open_label(path)
+    if image.mode == "F" or len(image.getbands()) > 1:
+        raise SammiError(
+            f"{path}: a picture of mode {image.mode} where one with a class number for each pixel "
+            "was expected (grey or palette PNG, 16-bit PNG or TIFF)"
+        )
+    return np.asarray(image).astype(np.int32)
+
+
+def _rgb(path: Path) -> NpArray:
+    return np.asarray(open_label(path).convert("RGB"))
+
+
+def _index(pair: Pair, _: int) -> NpArray:
+    return read_index(pair.labels[0])
+
+
+def _colours(pair: Pair, _: int) -> NpArray:
+    return pack_rgb(_rgb(pair.labels[0]))
+
+
+def _colour_halves(pair: Pair, _: int) -> NpArray:
+    """Potsdam: some of its masks have shades, so each channel counts as 0 or 255."""
+    return pack_rgb((_rgb(pair.labels[0]) > _HALF) * np.uint8(_WHITE))
+
+
+def _luma(pair: Pair, _: int) -> NpArray:
+    """UAVid: MESS maps the grey value of each colour."""
+    return np.asarray(open_label(pair.labels[0]).convert("RGB").convert("L"))
+
+
+def _ade_full(pair: Pair, _: int) -> NpArray:
+    """ADE20K in full: red holds the class's hundreds (of 256) times ten, green the rest."""
+    colours = _rgb(pair.labels[0]).astype(np.int32)
+    return colours[..., 0] // 10 * 256 + colours[..., 1]
+
+
+def _full_white(pair: Pair, _: int) -> NpArray:
+    """1 where the first channel is 255; MESS cuts v / 255 down to an integer."""
+    values = np.asarray(open_label(pair.labels[0])).astype(np.int32)
+    return (values if values.ndim == 2 else values[..., 0]) // _WHITE
+
+
+def _species(pair: Pair, _: int) -> NpArray:
+    """CUB: the bird is where most annotators saw it; its folder, "012.Name", is the class."""
+    values = np.asarray(open_label(pair.labels[0]).convert("L"))
+    return (values > _HALF) * int(pair.labels[0].parent.name.partition(".")[0])
+
+
+def _persons(pair: Pair, _: int) -> NpArray:
+    """MHP: one file a person; the largest value wins where they overlap."""
+    return np.max(np.stack([read_index(path) for path in pair.labels]), axis=0)
+
+
+def _dark_zurich(pair: Pair, _: int) -> NpArray:
+    """Cityscapes' ids, 255 where the second file says "invalid"."""
+    path = pair.labels[0]
+    invalid = read_index(path.with_name(path.name.replace("labelIds", "invGray")))
+    return np.where(invalid == _WHITE, _WHITE, read_index(path))
+
+
+def _mat(pair: Pair, _: int) -> NpArray:
+    """MATLAB's ``LabelMap``."""
+    import scipy.io  # here: a slow import that one set needs
+
+    path = pair.labels[0]
+    try:
+        return np.asarray(scipy.io.loadmat(path)["LabelMap"]).astype(np.int32)
+    except KeyError as error:
+        raise SammiError(f"{path}: holds no LabelMap; copy the owner's trainval folder") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise SammiError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
+
+
+def _stack(pair: Pair, channel: int) -> NpArray:
+    """PAXRay: one mask of the stack that the index names for the image."""
+    path = pair.labels[0].parent / _paxray_targets(pair.labels[0])[pair.key]
+    try:
+        return np.load(path)[channel].astype(np.int32)
+    except (OSError, ValueError, IndexError) as error:
+        raise SammiError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
+
+
+@lru_cache(maxsize=1)
+def _paxray_targets(index: Path) -> dict[str, str]:
+    return {Path(entry["image"]).stem: entry["target"] for entry in read_json(index)["test"]}
+
+
+def _coco_rle(pair: Pair, _: int) -> NpArray:
+    """PASCAL-Context: segments painted in the order of the file, 0 where there is none."""
+    height, width, segments = _context_segments(pair.labels[0])[pair.key]
+    label = np.zeros((height, width), np.int32)
+    for segment in segments:
+        mask = decode_rle(segment["segmentation"], f"{pair.labels[0]}, image {pair.key}")
+        label[mask] = segment["category_id"]
+    return label
+
+
+@lru_cache(maxsize=1)
+def _context_segments(index: Path) -> dict[str, tuple[int, int, list[dict[str, Any]]]]:
+    content = read_json(index)
+    segments: dict[Any, list[dict[str, Any]]] = {}
+    for segment in content["annos_segmentation"]:
+        segments.setdefault(segment["image_id"], []).append(segment)
+    return {
+        Path(image["file_name"]).stem: (
+            image["height"],
+            image["width"],
+            segments.get(image["image_id"], []),
+        )
+        for image in content["images"]
+    }
+
+
+READERS: dict[str, Callable[[Pair, int], NpArray]] = {
+    "index": _index,
+    "rgb": _colours,
+    "rgb_halves": _colour_halves,
+    "luma": _luma,
+    "ade_full": _ade_full,
+    "full_white": _full_white,
+    "species": _species,
+    "persons": _persons,
+    "dark_zurich": _dark_zurich,
+    "mat": _mat,
+    "stack": _stack,
+    "coco_rle": _coco_rle,
+}

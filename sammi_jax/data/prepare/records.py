@@ -1,0 +1,159 @@
+"""Examples in ArrayRecord files that TFDS reads, written without TensorFlow.
+
+TFDS and array_record are imported inside the functions: they take seconds, and listing the
+catalogue needs neither.
+"""
+
+import os
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sammi_jax.data.prepare.examples import Example, label_bytes
+from sammi_jax.files import read_json
+
+VERSION = "1.0.0"
+_GROUP = "group_size:1"  # as TFDS writes: every record can be read alone
+
+
+def shard_path(folder: Path, name: str, split: str, number: int, total: int) -> Path:
+    """The file name that TFDS expects of a shard."""
+    return folder / f"{name}-{split}.array_record-{number:05}-of-{total:05}"
+
+
+def write_shard(path: Path, examples: Iterable[Example], largest_label: int) -> None:
+    """Write one shard, whole or not at all.
+
+    Args:
+        path: of `shard_path`.
+        examples: its records, in order.
+        largest_label: decides, for the whole set, whether labels have 8 or 16 bits.
+    """
+    array_record = _array_record()
+    serialise = _serialiser(largest_label)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        writer = array_record.ArrayRecordWriter(os.fspath(temporary), _GROUP)
+        try:
+            for example in examples:
+                writer.write(serialise(example))
+        finally:
+            writer.close()
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def count_records(path: Path) -> int:
+    """How many records a shard holds."""
+    reader = _array_record().ArrayRecordReader(os.fspath(path))
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+def write_metadata(
+    folder: Path,
+    name: str,
+    splits: Mapping[str, Sequence[Path]],
+    largest_label: int,
+    metadata: Mapping[str, Any],
+) -> None:
+    """What TFDS needs to read the shards of ``folder``: dataset_info, features and metadata.
+
+    Args:
+        folder: holds the shards.
+        name: of the data set.
+        splits: the shards of each split, in order.
+        largest_label: as given to `write_shard`.
+        metadata: kept with the data; ``title``, ``home`` and ``licence`` go to TFDS as well.
+    """
+    import tensorflow_datasets as tfds
+    from etils import epath
+
+    infos = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=[count_records(path) for path in paths],
+            num_bytes=sum(path.stat().st_size for path in paths),
+            filename_template=tfds.core.ShardedFileTemplate(
+                data_dir=epath.Path(folder),
+                dataset_name=name,
+                split=split,
+                filetype_suffix="array_record",
+            ),
+        )
+        for split, paths in splits.items()
+    ]
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=_features(largest_label),
+        split_infos=infos,
+        version=VERSION,
+        check_data=False,  # its check needs TensorFlow
+        description=str(metadata["title"]),
+        homepage=str(metadata["home"]),
+        license=str(metadata["licence"]),
+        metadata=tfds.core.MetadataDict(metadata),
+        disable_shuffling=True,
+    )
+
+
+def open_records(folder: Path, split: str) -> Any:
+    """TFDS's random access to a split, its pictures as undecoded bytes."""
+    import tensorflow_datasets as tfds
+
+    undecoded: Any = tfds.decode.SkipDecoding  # a decorator hides its arguments
+    decoders = {"image": undecoded(), "label": undecoded()}
+    builder: Any = tfds.builder_from_directory(folder)
+    return builder.as_data_source(split, decoders=decoders)
+
+
+def split_names(folder: Path) -> list[str]:
+    """The splits of a prepared set."""
+    return [split["name"] for split in read_json(folder / "dataset_info.json")["splits"]]
+
+
+def _array_record() -> Any:
+    from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
+
+    return array_record_module
+
+
+def _features(largest_label: int) -> Any:
+    import numpy as np
+    import tensorflow_datasets as tfds
+
+    dtype = np.uint8 if largest_label <= np.iinfo(np.uint8).max else np.uint16
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png"),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
+def _serialiser(largest_label: int) -> Any:
+    from tensorflow_datasets.core import example_serializer
+
+    features = _features(largest_label)
+    module: Any = example_serializer  # its abstract base hides the arguments
+    serialiser = module.ExampleSerializer(features.get_serialized_info())
+
+    def serialise(example: Example) -> bytes:
+        fields = {
+            "image": example.image,
+            "label": label_bytes(example),
+            "file_name": example.file_name,
+        }
+        # Not serialize_example: a protobuf's map has another order in every process.
+        message = serialiser.get_tf_example(features.encode_example(fields))
+        return message.SerializeToString(deterministic=True)
+
+    return serialise

@@ -1,0 +1,205 @@
+"""The owner's files become a folder that TFDS reads, shard by shard, so that it can be resumed.
+
+Everything is written to ``DATA_DIR/NAME/1.0.0.partial`` and renamed at the end: a folder
+``DATA_DIR/NAME/1.0.0`` is whole. The same source gives the same bytes, interrupted or not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from sammi_jax.data.prepare.completeness import check_complete
+from sammi_jax.data.prepare.examples import Example, make_examples
+from sammi_jax.data.prepare.known_sets import get_layout
+from sammi_jax.data.prepare.labels import LabelMap
+from sammi_jax.data.prepare.layout import Layout, Split
+from sammi_jax.data.prepare.pairs import Pair
+from sammi_jax.data.prepare.records import (
+    VERSION,
+    count_records,
+    shard_path,
+    write_metadata,
+    write_shard,
+)
+from sammi_jax.data.vocabulary import Vocabulary, get_vocabulary
+from sammi_jax.errors import SammiError
+
+_FORMAT = 1  # of what is stored; another one does not resume
+_PLAN_FILE = "plan.json"
+_PAIRS_PER_SHARD, _CUT_PAIRS_PER_SHARD = 256, 16  # a cut picture gives many examples
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Everything that is to be written."""
+
+    layout: Layout
+    vocabulary: Vocabulary
+    pairs: dict[str, list[Pair]]  # of each split
+    complete: bool
+
+    @property
+    def largest_label(self) -> int:
+        return max(self.vocabulary.ignore_index, self.vocabulary.num_classes - 1)
+
+    def shards(self, split: str) -> list[list[Pair]]:
+        size = _PAIRS_PER_SHARD if self.layout.tile is None else _CUT_PAIRS_PER_SHARD
+        pairs = self.pairs[split]
+        return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def prepared_folder(data_dir: Path, name: str) -> Path:
+    """Where a prepared set lies."""
+    return data_dir / name / VERSION
+
+
+def prepare(
+    name: str,
+    source: Path,
+    data_dir: Path,
+    *,
+    splits: Sequence[str] = (),
+    allow_incomplete: bool = False,
+) -> Path:
+    """Write a known set as a TFDS folder; what an interrupted call finished is kept.
+
+    Args:
+        name: of `sammi_jax.data.layouts.LAYOUTS`.
+        source: the folder with the owner's files, or its parent.
+        data_dir: prepared sets lie here.
+        splits: the owner's names; empty for all of them.
+        allow_incomplete: accept another number of images than the set has, and images or labels
+            that lack their partner, which are left out.
+
+    Returns:
+        The folder, for ``tfds.builder_from_directory``.
+
+    Raises:
+        SammiError: an unknown name, an incomplete source, a file that cannot be read, a label
+            value that the set does not know, or a set that is prepared already.
+    """
+    layout, vocabulary = get_layout(name), get_vocabulary(name)
+    folder = prepared_folder(data_dir, name)
+    if folder.exists():
+        raise SammiError(f"{folder}: prepared already; remove it to prepare {name} anew")
+    chosen = [layout.split(split) for split in splits] or list(layout.splits)
+    work = _plan(layout, vocabulary, source, chosen, allow_incomplete)
+    partial = folder.with_name(f"{VERSION}.partial")
+    _begin(partial, _fingerprint(work))
+    shards = {split: _write_split(partial, work, split) for split in work.pairs}
+    _finish(partial, folder, work, shards)
+    return folder
+
+
+def _plan(
+    layout: Layout,
+    vocabulary: Vocabulary,
+    source: Path,
+    splits: Sequence[Split],
+    allow_incomplete: bool,
+) -> _Work:
+    pairs: dict[str, list[Pair]] = {}
+    complete = True
+    for split in splits:
+        pairs[split.name], lacking = layout.pairs(source, split)
+        problem = check_complete(layout, split, pairs[split.name], lacking)
+        if problem and not allow_incomplete:
+            raise SammiError(
+                f"{source}: {vocabulary.name}/{split.name} is not complete: {problem}; copy the "
+                "rest, or prepare what there is with --allow-incomplete"
+            )
+        if not pairs[split.name]:
+            raise SammiError(f"{source}: {vocabulary.name}/{split.name} has no labelled image")
+        complete = complete and not problem
+    return _Work(layout, vocabulary, pairs, complete)
+
+
+def _fingerprint(work: _Work) -> str:
+    """Changes with the source files, the label mapping, or the format of what is stored."""
+    digest = hashlib.sha256(f"{_FORMAT} {work.vocabulary!r} {work.complete}".encode())
+    for split, pairs in work.pairs.items():
+        for pair in pairs:
+            files = (pair.image, *pair.labels)
+            sizes = [path.stat().st_size for path in files]
+            digest.update(f"{split} {pair.key} {sizes}\n".encode())
+    return digest.hexdigest()
+
+
+def _begin(partial: Path, fingerprint: str) -> None:
+    """An empty folder, or the one of an earlier call on the same files."""
+    plan = partial / _PLAN_FILE
+    if partial.exists():
+        try:
+            same = json.loads(plan.read_text())["fingerprint"] == fingerprint
+        except (OSError, ValueError, KeyError):
+            same = False
+        if same:
+            return
+        warnings.warn(
+            f"{partial}: the source has changed since this was begun; starting anew", stacklevel=2
+        )
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    plan.write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def _write_split(partial: Path, work: _Work, split: str) -> list[Path]:
+    """Write the shards that are not there yet, and return all of them."""
+    label_map = LabelMap(work.vocabulary)
+    shards = work.shards(split)
+    paths = []
+    title = f"{work.vocabulary.name}/{split}"
+    with tqdm(total=len(work.pairs[split]), unit="image", desc=title, disable=None) as bar:
+        for number, pairs in enumerate(shards):
+            path = shard_path(partial, work.vocabulary.name, split, number, len(shards))
+            if path.exists():
+                bar.update(len(pairs))
+            else:
+                examples = _examples(pairs, work.layout, label_map, bar)
+                write_shard(path, examples, work.largest_label)
+            paths.append(path)
+    if not sum(count_records(path) for path in paths):
+        raise SammiError(f"{title}: every pixel of every label is ignored; is it the right set?")
+    return paths
+
+
+def _examples(
+    pairs: Sequence[Pair], layout: Layout, label_map: LabelMap, bar: Any
+) -> Iterator[Example]:
+    for pair in pairs:
+        yield from make_examples(pair, layout, label_map)
+        bar.update()
+
+
+def _finish(partial: Path, folder: Path, work: _Work, shards: dict[str, list[Path]]) -> None:
+    """Metadata last, then the name that says "whole"."""
+    known = {path for paths in shards.values() for path in paths}
+    for path in partial.iterdir():
+        if path not in known:  # the plan, and what a kill left of a shard
+            path.unlink()
+    metadata = _metadata(work)
+    write_metadata(partial, work.vocabulary.name, shards, work.largest_label, metadata)
+    os.rename(partial, folder)
+
+
+def _metadata(work: _Work) -> dict[str, Any]:
+    vocabulary = work.vocabulary
+    return {
+        "title": vocabulary.title,
+        "home": vocabulary.home,
+        "licence": vocabulary.licence,
+        "source": vocabulary.source,
+        "classes": list(vocabulary.classes),
+        "merge": list(vocabulary.merge),
+        "ignore_index": vocabulary.ignore_index,
+        "vocabulary_sha256": vocabulary.sha256,
+        "complete": work.complete,
+    }

@@ -1,0 +1,1 @@
+"""Loaded models: images and class names in, label maps out."""

@@ -1,0 +1,131 @@
+"""From prepared pixels to class probabilities, on the device.
+
+Sources: docs/catseg.md part f; docs/method.md, 8.
+
+All functions are pure and meant to run inside one `jax.jit`.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from sammi_jax.config.model import SegmenterConfig
+from sammi_jax.inference.inputs import SegmenterInput
+from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.cost_map import cost_map
+from sammi_jax.models.proposals import MaskProposals, SamInput
+from sammi_jax.models.sammi import Sammi, SegmenterOutput
+from sammi_jax.ops.clip_image import clip_views
+from sammi_jax.ops.resize import resize
+from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD
+from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
+from sammi_jax.typing import Array, Float, UInt8
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ViewScores:
+    """Class maps of every view as the network gives them, before views are put together."""
+
+    maps: Array  # [b, v, t, h, w]: logits; cosines where CLIP stands alone
+    proposals: MaskProposals | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Prediction:
+    """Class probabilities on the canvas, and the masks behind them (None for CAT-Seg)."""
+
+    probabilities: Array  # [b, t, O, O] in [0, 1]; 0 for padded classes
+    proposals: MaskProposals | None
+
+
+def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> SamInput:
+    """SAM's normalisation of padded uint8 RGB; the padding stays zero.
+
+    The padding is already there, so that images of any aspect share one compiled program.
+    """
+    rows, columns = (
+        jnp.arange(length) < sizes[:, axis, None] for axis, length in enumerate(images.shape[1:3])
+    )
+    inside = rows[:, :, None, None] & columns[:, None, :, None]
+    normalised = (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    return SamInput(jnp.where(inside, normalised, 0.0), sizes)
+
+
+def zero_shot_views(
+    clip: Clip,
+    inputs: SegmenterInput,
+    text: ClassTexts,
+    config: SegmenterConfig,
+    layout: ViewLayout,
+) -> ViewScores:
+    """CLIP's own cost map of every view: cosines."""
+    views = _views(inputs, config, layout)
+    features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
+    cost = cost_map(features, text.features).mean(axis=-1)
+    return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views), None)
+
+
+def blend_cosines(
+    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t h2 w2"]:
+    """Cosines on the canvas, in cells, from every view's."""
+    del config
+    stitched = stitch(rearrange(maps, "b v t h w -> b v h w t"), layout)
+    return rearrange(stitched, "b h w t -> b t h w")
+
+
+def forward_input(
+    model: Sammi,
+    inputs: SegmenterInput,
+    text: ClassTexts,
+    layout: ViewLayout,
+) -> SegmenterOutput:
+    """Logits of every view of whole images: windows and the global view, or one view."""
+    sam_input = None
+    if model.config.masks is not None:
+        sam_input = sam_views(inputs.sam_image, inputs.sam_size)
+    return model(
+        _views(inputs, model.config, layout),
+        sam_input,
+        text,
+        layout=layout,
+        pooling_size=1,  # training pools the class attention, evaluation does not
+    )
+
+
+def _views(
+    inputs: SegmenterInput, config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b v s s 3"]:
+    """CLIP's input for every view of whole images."""
+    views = inputs.canvas[:, None]
+    if layout.has_global_view:
+        windows = cut_windows(inputs.canvas, layout, config.crop_size // layout.window)
+        views = jnp.concatenate([windows, inputs.overview[:, None]], axis=1)
+    return clip_views(views, config.clip_size)
+
+
+def blend_logits(
+    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t o o"]:
+    """Class probabilities on the canvas from every view's logits; each class for itself (sigmoid).
+
+    With windows each view's logits are resized to the crop before the sigmoid; a single view's
+    are not resized (CAT-Seg's plain mode applies the sigmoid first; docs/catseg.md part f).
+    """
+    maps = rearrange(maps, "b v t h w -> b v h w t")
+    if layout.has_global_view:
+        maps = resize(maps, (config.crop_size, config.crop_size))
+    return rearrange(stitch(jax.nn.sigmoid(maps), layout), "b h w t -> b t h w")
+
+
+def resize_scores(
+    probabilities: Float[Array, "*b t h w"], size: tuple[int, int]
+) -> Float[Array, "*b t h2 w2"]:
+    """Bilinear resize of class maps to the image's (height, width)."""
+    return resize(probabilities[..., None], size)[..., 0]

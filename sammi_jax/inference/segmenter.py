@@ -1,0 +1,256 @@
+"""What users hold in their hands: model folders loaded, with text and pictures in and out.
+
+`load` gives a `Segmenter`, `load_clip` a `ClipModel`, `load_sam` a `SamModel`
+(docs/python.md has examples).
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from sammi_jax.config.model import SegmenterConfig, view_layout
+from sammi_jax.images import load_image, resize_short_side
+from sammi_jax.inference.forward import (
+    Prediction,
+    ViewScores,
+    blend_cosines,
+    blend_logits,
+    forward_input,
+    resize_scores,
+    zero_shot_views,
+)
+from sammi_jax.inference.inputs import SegmenterInput, segmenter_input
+from sammi_jax.inference.result import Segmentation
+from sammi_jax.models.class_texts import ClassTexts, text_embeddings
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.ops.views import ViewLayout
+from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.text.vocabulary import check_class_names, prompts
+from sammi_jax.typing import Array, Float, NpArray
+from sammi_jax.weights.kinds import model_maker
+from sammi_jax.weights.model_folder import describe, load_tokenizer, read_model
+from sammi_jax.weights.params import build
+
+_CLASS_BUCKET = 8  # the class axis is padded to a multiple, so that few programs are compiled
+
+
+class _TextPrompted:
+    """A model that scores the classes of a text list at every place of an image.
+
+    Text embeddings are kept for each class list that was used; the class axis is padded to a
+    multiple of 8, so that one compiled program serves several lists.
+    """
+
+    config: SegmenterConfig
+
+    def __init__(
+        self, config: SegmenterConfig, module: nnx.Module, tokenizer: Callable[[], Tokenizer]
+    ):
+        self.config, self._tokenizer = config, tokenizer
+        self._graphdef, state = nnx.split(module)
+        self._state = jax.device_put(state)
+        self._texts: dict[tuple[str, ...], ClassTexts] = {}
+        self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
+        self._predict = jax.jit(self._predict_batch)
+        self._resize = jax.jit(resize_scores, static_argnums=1)
+
+    def _merge(self, state: nnx.State) -> Any:
+        return nnx.merge(self._graphdef, state)
+
+    def _embed(self, module: Any, token_ids: Array) -> Array:
+        raise NotImplementedError
+
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text: ClassTexts,
+        layout: ViewLayout,
+    ) -> ViewScores:
+        """Class maps of every view, from the parameters `state`: a pure function for `jax.jit`."""
+        raise NotImplementedError
+
+    def blend(
+        self, maps: Float[Array, "b v t h w"], layout: ViewLayout
+    ) -> Float[Array, "b t h2 w2"]:
+        """Scores on the canvas from the maps of `views`."""
+        raise NotImplementedError
+
+    def _predict_batch(
+        self, state: nnx.State, inputs: SegmenterInput, text: ClassTexts
+    ) -> Prediction:
+        layout = view_layout(self.config)
+        scores = self.views(state, inputs, text, layout)
+        return Prediction(self.blend(scores.maps, layout), scores.proposals)
+
+    @property
+    def state(self) -> nnx.State:
+        """All parameters and buffers, as `views` takes them."""
+        return self._state
+
+    def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
+        """The classes' text embeddings, the class axis padded.
+
+        Raises:
+            SammiError: a folder without tokenizer.
+        """
+        names = tuple(class_names)
+        if names not in self._texts:
+            length = self.config.clip.text.context_length
+            ids = self._tokenizer()(prompts(names, self.config.template), length)
+            padding = -len(names) % _CLASS_BUCKET
+            ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
+            mask = jnp.arange(len(ids)) < len(names)
+            self._texts[names] = ClassTexts(self._encode_text(self._state, ids[:, None]), mask)
+        return self._texts[names]
+
+    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
+        """One uint8 RGB image ``[H, W, 3]`` as this model wants it (host arrays, batch of one).
+
+        ``config``, where given, has another canvas than the model's own.
+        """
+        if self.config.sliding is not None:
+            image = resize_short_side(image)
+        return segmenter_input(image, config or self.config)
+
+    def predict_batch(self, inputs: SegmenterInput, class_names: Sequence[str]) -> Prediction:
+        """Class scores ``[b, t, O, O]`` on the canvas, and the mask proposals, on the device."""
+        prediction = self._predict(self._state, inputs, self.encode_classes(class_names))
+        probabilities = prediction.probabilities[:, : len(class_names)]
+        return Prediction(probabilities, prediction.proposals)
+
+
+class Segmenter(_TextPrompted):
+    """CAT-Seg or SAM-MI: pictures and class names in, label maps out.
+
+    Args:
+        config: of the model.
+        params: all its parameters and buffers by path.
+        tokenizer: called when texts are first read.
+    """
+
+    def __init__(
+        self,
+        config: SegmenterConfig,
+        params: Mapping[str, Any],
+        tokenizer: Callable[[], Tokenizer],
+    ):
+        super().__init__(config, build(model_maker(config), params), tokenizer)
+
+    def replace_params(self, params: Mapping[str, Any]) -> None:
+        """Take other parameters of the same shapes; what was compiled stays."""
+        _, state = nnx.split(build(model_maker(self.config), params))
+        self._state, self._texts = jax.device_put(state), {}
+
+    def _embed(self, module: Sammi, token_ids: Array) -> Array:
+        return module.encode_text(token_ids)
+
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text: ClassTexts,
+        layout: ViewLayout,
+    ) -> ViewScores:
+        """Logits of every view, and the masks."""
+        output = forward_input(self._merge(state), inputs, text, layout)
+        return ViewScores(output.logits, output.proposals)
+
+    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t o o"]:
+        """Class probabilities on the canvas."""
+        return blend_logits(maps, self.config, layout)
+
+    def segment(
+        self, image: str | Path | Image.Image | NpArray, class_names: Sequence[str]
+    ) -> Segmentation:
+        """Segment one picture into the named classes.
+
+        Args:
+            image: a path, a PIL image, or uint8 RGB ``[H, W, 3]``.
+            class_names: one name a class; "a, b" are synonyms, of which the first is used.
+
+        Raises:
+            SammiError: an unreadable picture, an empty or duplicated class list, no tokenizer.
+        """
+        class_names = check_class_names(class_names)
+        pixels = load_image(image)
+        prediction = self.predict_batch(self.prepare(pixels), class_names)
+        size = pixels.shape[:2]
+        scores = np.asarray(self._resize(prediction.probabilities[0], size))
+        points, masks = np.zeros((0, 2), np.float32), np.zeros((0, *size), bool)
+        if prediction.proposals is not None:
+            first = jax.tree.map(lambda x: np.asarray(x[0]), prediction.proposals)
+            points = first.points[first.point_valid] * np.array([size[1], size[0]], np.float32)
+            soft = self._resize(first.masks.astype(np.float32), size)
+            masks = (np.asarray(soft) >= 0.5)[first.valid]
+        return Segmentation(
+            image=pixels,
+            class_names=class_names,
+            labels=scores.argmax(axis=0).astype(np.int32),
+            scores=scores,
+            points=points,
+            masks=masks,
+        )
+
+
+class ZeroShot(_TextPrompted):
+    """CLIP's cost map alone, as the baseline that the trained heads are measured against.
+
+    Args:
+        folder: a CLIP model folder.
+        config: sizes and template of the segmenter that it is compared with.
+    """
+
+    def __init__(self, folder: str | Path, config: SegmenterConfig):
+        model = read_model(folder, ["clip"])
+        super().__init__(
+            dataclasses.replace(config, clip=model.config, masks=None),
+            build(model_maker(model.config), model.params),
+            lambda: load_tokenizer(folder, model),
+        )
+
+    def _embed(self, module: Clip, token_ids: Array) -> Array:
+        return text_embeddings(module, token_ids)
+
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text: ClassTexts,
+        layout: ViewLayout,
+    ) -> ViewScores:
+        """Cosines of every view."""
+        module = self._merge(state)
+        return zero_shot_views(module, inputs, text, self.config, layout)
+
+    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t h w"]:
+        """Cosines on the canvas."""
+        return blend_cosines(maps, self.config, layout)
+
+
+def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:
+    """What a model folder predicts label maps with; a CLIP folder does it zero-shot.
+
+    Raises:
+        SammiError: the folder is missing, damaged, or holds a SAM.
+    """
+    kind = describe(folder, ["catseg", "sammi", "clip"]).kind
+    return ZeroShot(folder, config) if kind == "clip" else load(folder)
+
+
+def load(folder: str | Path) -> Segmenter:
+    """Load a CAT-Seg or SAM-MI model folder.
+
+    Raises:
+        SammiError: the folder is missing, damaged, or holds another kind of model.
+    """
+    model = read_model(folder, ["catseg", "sammi"])
+    return Segmenter(model.config, model.params, lambda: load_tokenizer(folder, model))

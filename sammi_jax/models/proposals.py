@@ -1,0 +1,123 @@
+"""Mask proposals of an image: points, SAM's masks, the filter, SMAgg (docs/method.md, 2 to 4).
+
+SAM is frozen and the choice of points has no gradient, so none leaves this module.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from sammi_jax.config.model import MaskConfig, MaskFilterConfig
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.smagg import aggregate_masks
+from sammi_jax.models.tspp import PointPrompts, grid_points, sample_points
+from sammi_jax.ops.masks import mask_area, sample_region, stability_score
+from sammi_jax.ops.resize import resize
+from sammi_jax.typing import Array, Bool, Float
+
+# Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
+Perturb = Callable[[Array, Array], tuple[Array, Array]]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MaskProposals:
+    """Masks of one canvas each, and the points they come from."""
+
+    points: Array  # [b, k, 2] (x, y) as fractions of the image
+    point_valid: Array  # [b, k] bool
+    masks: Array  # [b, n, H, W] bool on the canvas, 4 pixels a cell
+    valid: Array  # [b, n] bool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamInput:
+    """A batch of whole images as SAM wants them."""
+
+    images: Array  # [b, S, S, 3] SAM-normalised, zero padded right and below
+    sizes: Array  # [b, 2] float (height, width) of the image inside the padding, in pixels
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SamEmbeddings:
+    """A batch of whole images as SAM's encoder left them, when it ran before."""
+
+    embeddings: Array  # [b, g, g, c] any float type
+    sizes: Array  # as those of `SamInput`
+
+
+def propose_masks(
+    sam: Sam,
+    config: MaskConfig,
+    sam_input: SamInput | SamEmbeddings,
+    distribution: Float[Array, "b g g t"],
+    shallow: Float[Array, "b h w c"],
+    perturb: Perturb | None = None,
+) -> MaskProposals:
+    """Points where the classes say so, SAM's best mask for each, filtered and aggregated.
+
+    Args:
+        sam: the frozen SAM.
+        config: of points, filter and aggregation.
+        sam_input: the images for SAM, encoded or not.
+        distribution: class probabilities of every cell of the canvas.
+        shallow: CLIP's shallow features F_h2 on the canvas; the masks get their resolution.
+        perturb: applied to SAM's masks; None: they stay as they are.
+    """
+    prompts = _choose_points(config, distribution)
+    points = prompts.cells / distribution.shape[1]
+    size = (shallow.shape[1], shallow.shape[2])
+    masks, valid = _segment_anything(sam, config.filter, points, prompts, sam_input, size)
+    if perturb is not None:
+        masks, valid = perturb(masks, valid)
+    if config.smagg is not None:
+        masks, valid = aggregate_masks(
+            masks, valid, shallow, resize(distribution, size), config.smagg
+        )
+    return jax.lax.stop_gradient(MaskProposals(points, prompts.valid, masks, valid))
+
+
+def _choose_points(config: MaskConfig, distribution: Float[Array, "b g g t"]) -> PointPrompts:
+    """TSPP's points, or where there is no TSPP a grid (section 2)."""
+    if config.tspp is None:
+        return grid_points(config.grid_points, distribution.shape[1], batch=distribution.shape[0])
+    tspp = config.tspp
+    return sample_points(distribution, tspp.num_points, tspp.min_score, tspp.sigma)
+
+
+def _segment_anything(
+    sam: Sam,
+    config: MaskFilterConfig,
+    points: Float[Array, "b k 2"],
+    prompts: PointPrompts,
+    sam_input: SamInput | SamEmbeddings,
+    size: tuple[int, int],
+) -> tuple[Bool[Array, "b k h w"], Bool[Array, "b k"]]:
+    """SAM's best mask for each point, at ``size``, and whether the filter lets it pass (3)."""
+    scale = sam_input.sizes[:, None, ::-1]  # (height, width) -> (x, y)
+    labels = jnp.where(prompts.valid, 1, -1)
+    if isinstance(sam_input, SamInput):
+        embeddings = sam.encode_image(sam_input.images)
+    else:
+        embeddings = sam_input.embeddings.astype(sam.dtype)
+    # SAM counts pixels from their corner and adds the half to the center itself.
+    masks, iou = sam.decode(embeddings, points * scale - 0.5, labels)
+    best = jnp.argmax(iou, axis=-1)
+    iou = jnp.take_along_axis(iou, best[..., None], axis=-1)[..., 0]
+    logits = jnp.take_along_axis(masks, best[..., None, None, None], axis=2)[:, :, 0]
+    inside = sam_input.sizes / sam.config.image_size  # the padding is not part of the image
+    boxes = jnp.concatenate([jnp.zeros_like(inside), inside], axis=-1)
+    on_canvas = sample_region(logits, boxes, size) > 0.0
+    stability, area = stability_score(logits, config.stability_offset), mask_area(on_canvas)
+    valid = (
+        prompts.valid
+        & (iou >= config.min_iou)
+        & (stability >= config.min_stability)
+        & (area >= config.min_area)
+        & (area <= config.max_area)
+    )
+    return on_canvas & valid[..., None, None], valid

@@ -1,0 +1,1 @@
+"""Devices as a mesh, batches on it, and jobs of several processes."""

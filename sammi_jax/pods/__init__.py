@@ -1,0 +1,1 @@
+"""The training step compiled ahead of time for TPU pods."""

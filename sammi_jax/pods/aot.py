@@ -1,0 +1,308 @@
+"""The real training step compiled for a TPU pod that is not there, and what that tells.
+
+libtpu compiles for any topology on any machine. Parameters and batches are shapes only: nothing is
+allocated, no checkpoint and no data set is needed.
+"""
+
+import math
+import os
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+from sammi_jax.config.experiment import OPENSHAPES, MeshConfig, SegmentConfig, TrainConfig
+from sammi_jax.data.input.embeddings import EMBEDDINGS
+from sammi_jax.data.openshapes import IGNORE_LABEL, get_view
+from sammi_jax.data.vocabulary import get_vocabulary
+from sammi_jax.errors import SammiError
+from sammi_jax.layers.init import Keys
+from sammi_jax.parallel.batch import Batch, check_batch_size
+from sammi_jax.parallel.mesh import AXES, batch_sharding, fsdp_sharding, replicated
+from sammi_jax.pods.hlo import Cost, program_cost
+from sammi_jax.training.flops import PEAK_FLOPS, count_flops
+from sammi_jax.training.optim import make_optimizer, make_schedule
+from sammi_jax.training.state import TrainState, make_loss, make_train_step, trainable_paths
+from sammi_jax.training.tasks.segment import SegmentRules
+from sammi_jax.training.tasks.segment_data import is_random
+from sammi_jax.weights.params import abstract_params
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm).
+
+    Attributes:
+        peak: FLOP/s in bfloat16.
+        hbm: bytes of memory.
+        clock: Hz; the rate at which the multiply-adds a cycle that libtpu's estimates assume (4, 8
+            and 16 units of 128 x 128) make up the peak.
+        link: bytes/s that it sends over all its links together: half of the bandwidth published
+            for both directions.
+    """
+
+    peak: float
+    hbm: int
+    clock: float
+    link: float
+
+
+CHIPS = {
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 1.50e9, 200e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 1.75e9, 600e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1.75e9, 400e9),
+}
+# Names that the models and the step give with jax.named_scope.
+PARTS = (
+    "clip_image",
+    "clip_text",
+    "tspp",
+    "sam_encoder",
+    "sam_decoder",
+    "smagg",
+    "dmi",
+    "aggregator",
+    "loss",
+    "optimizer",
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one step; bytes and times are a chip's.
+
+    Attributes:
+        topology: as given.
+        chips: how many.
+        mesh: (data, fsdp).
+        batch_size: images a step, over all chips.
+        trainable: how many parameters train.
+        frozen: how many do not.
+        optimizer: bytes of the optimizer's state.
+        memory: bytes of arguments (less what is donated), outputs, temporaries and code; where they
+            do not fit, what the compiler says that it would need.
+        model_flops: of the whole step's matrix products and convolutions, as traced: recomputation
+            is left out, so that it does not count as use.
+        cost: see `sammi_jax.hlo`; None where the step does not fit.
+        compile_s: seconds.
+    """
+
+    topology: str
+    chips: int
+    mesh: tuple[int, int]
+    batch_size: int
+    trainable: int
+    frozen: int
+    optimizer: int
+    memory: int
+    model_flops: float
+    cost: Cost | None
+    compile_s: float
+
+    @property
+    def chip(self) -> Chip:
+        """Its published figures."""
+        return CHIPS[self.topology.partition(":")[0]]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a chip's memory holds the step."""
+        return self.cost is not None and self.memory <= self.chip.hbm
+
+    @property
+    def parts_s(self) -> dict[str, float]:
+        """Estimated seconds of each part's arithmetic, the longest first."""
+        cycles = self.cost.cycles if self.cost else Counter[str]()
+        return {part: count / self.chip.clock for part, count in cycles.most_common()}
+
+    @property
+    def compute_s(self) -> float:
+        """Estimated seconds of arithmetic: libtpu's cycles over the clock."""
+        return sum(self.parts_s.values())
+
+    @property
+    def link_s(self) -> float:
+        """Seconds of collectives, were all links of a chip always full."""
+        return self.cost.sent.total() / self.chip.link if self.cost else 0.0
+
+    @property
+    def estimated_s(self) -> float | None:
+        """Seconds a step: arithmetic and collectives one after the other; None if it doesn't fit.
+
+        XLA overlaps some of the collectives, so their sum is the careful figure.
+        """
+        return self.compute_s + self.link_s if self.cost else None
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs of the estimated time over the peak of all chips."""
+        seconds = self.estimated_s
+        return self.model_flops / (seconds * self.chips * self.chip.peak) if seconds else None
+
+
+def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> Compiled:
+    """Lower and compile the training step of a segmentation experiment.
+
+    Args:
+        config: the experiment; its batch size is over all chips.
+        topology: as ``v5e:4x4``: a chip of `CHIPS` and the pod's shape.
+        mesh_shape: ``data`` and ``fsdp``.
+
+    Raises:
+        SammiError: no segmentation experiment, no libtpu, an unknown topology, a mesh or a batch
+            that does not divide.
+    """
+    if not isinstance(config.task, SegmentConfig):
+        raise SammiError("only segmentation experiments are compiled ahead of time")
+    devices = describe_topology(topology)
+    mesh = _make_mesh(devices, mesh_shape)
+    check_batch_size(config.batch_size, mesh, config.accumulate)
+    step, state, batch = abstract_step(config, config.task, mesh)
+    plain = replace(config.task, remat="none")
+    flops = count_flops(*abstract_step(config, plain, mesh))
+    began = time.perf_counter()
+    with jax.set_mesh(mesh):
+        memory, cost = _compile(jax.jit(step, donate_argnums=0).lower(state, batch))
+    return Compiled(
+        topology,
+        len(devices),
+        (mesh.shape[AXES[0]], mesh.shape[AXES[1]]),
+        config.batch_size,
+        _count(state.trainable),
+        _count(state.frozen),
+        _chip_bytes(state.opt_state),
+        memory,
+        flops,
+        cost,
+        time.perf_counter() - began,
+    )
+
+
+def _compile(lowered: Any) -> tuple[int, Cost | None]:
+    """Bytes a chip, and the cost; None for it where the bytes are too many."""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+        if not needed:
+            raise
+        return int(float(needed[1]) * 1024 ** (1 + "KMGT".index(needed[2]))), None
+    memory = cast(Any, compiled.memory_analysis())  # every TPU compiler has one
+    needed = (
+        memory.argument_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    return needed, program_cost(compiled.as_text() or "", PARTS)
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _chip_bytes(tree: Any) -> int:
+    """Bytes that one chip holds of a tree of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def describe_topology(name: str) -> list[Any]:
+    """The devices of a TPU pod that need not exist.
+
+    Raises:
+        SammiError: libtpu is not installed, or it knows no such topology.
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise SammiError(
+            f"{name}: not a topology; write CHIP:SHAPE, as in v5e:4x4, with a chip of "
+            f"{', '.join(CHIPS)}"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud where it runs
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so none is locked
+    bounds = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
+    try:
+        return list(topologies.get_topology_desc(name, platform="tpu", **bounds).devices)
+    except Exception as error:  # what libtpu raises differs from version to version
+        raise SammiError(
+            f"{name}: cannot be described ({str(error).splitlines()[0]}); install libtpu "
+            "(pip install 'sammi_jax[tpu]') and give a shape that this chip has"
+        ) from error
+
+
+def _make_mesh(devices: list[Any], shape: MeshConfig) -> Mesh:
+    count, fsdp = len(devices), shape.fsdp
+    data = count // fsdp if shape.data == -1 else shape.data
+    if data * fsdp != count:
+        raise SammiError(f"mesh {data} x {fsdp} is not the {count} chips of the topology")
+    grid = np.array(devices).reshape(data, fsdp)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple[Any, Any, Any]:
+    """The step, and shapes with shardings of its state and its batch."""
+    vocabulary = _vocabulary(config, task)
+    rules = SegmentRules(task, vocabulary[1], photographs=is_random(config.data))
+    trainable = trainable_paths(rules)
+    schedule = make_schedule(config.optim, config.steps)
+    scales = {path: rules.lr_scale(path) for path in trainable}
+    optimizer = make_optimizer(config.optim, schedule, scales)
+    params = abstract_params(lambda: rules.make(Keys(0)))
+    chosen = {path: params[path] for path in trainable}
+    frozen = {path: value for path, value in params.items() if path not in chosen}
+    opt_state = jax.eval_shape(optimizer.init, chosen)
+    place = lambda tree: _placed(tree, fsdp_sharding(tree, mesh))  # noqa: E731
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    state = TrainState(step, place(chosen), place(frozen), place(opt_state))
+    loss = make_loss(rules, config.compute_dtype)
+    train_step = make_train_step(loss, optimizer, schedule, config.seed, config.accumulate)
+    return train_step, state, _abstract_batch(config, task, vocabulary[0], mesh)
+
+
+def _vocabulary(config: TrainConfig, task: SegmentConfig) -> tuple[int, int]:
+    """How many classes a step asks for, and the ignore label."""
+    name = config.data.name.partition("/")[0]
+    if name == OPENSHAPES:
+        total, ignore = len(get_view(config.data.view).only_seen().class_names), IGNORE_LABEL
+    else:
+        vocabulary = get_vocabulary(name)
+        total, ignore = len(vocabulary.texts), vocabulary.ignore_index
+    return total, ignore
+
+
+def _abstract_batch(
+    config: TrainConfig, task: SegmentConfig, num_classes: int, mesh: Mesh
+) -> Batch:
+    size, length = task.model.crop_size, task.model.clip.text.context_length
+    images = ((config.batch_size, size, size, 3), jnp.uint8)
+    labels = ((config.batch_size, size, size), jnp.int32)
+    array = lambda spec, sharding: jax.ShapeDtypeStruct(*spec, sharding=sharding)  # noqa: E731
+    split = batch_sharding(mesh)
+    examples = {"images": array(images, split), "labels": array(labels, split)}
+    if task.sam_cache is not None and task.model.masks is not None:
+        sam = task.model.masks.sam
+        rows = (config.batch_size, sam.grid_size, sam.grid_size, sam.out_channels)
+        examples[EMBEDDINGS] = array((rows, jnp.float16), split)
+    return Batch(
+        examples,
+        {"token_ids": array(((num_classes, 1, length), jnp.int32), replicated(mesh))},
+    )
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )

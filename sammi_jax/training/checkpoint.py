@@ -1,0 +1,296 @@
+"""Training state on disk, by Orbax (v1): written in the background, whole or not at all; the last
+N and the best one are kept.
+
+A checkpoint holds what training changes: trainable parameters, optimizer state and the step; the
+order of the data follows from the step. Frozen parameters are read again from where they came
+from, and their digest is compared.
+"""
+
+import hashlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.parallel.batch import fetch
+from sammi_jax.parallel.job import anywhere
+from sammi_jax.training.state import TrainState
+
+CHECKPOINTS_FOLDER = "checkpoints"
+DAMAGED_FOLDER = "checkpoints-damaged"
+SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says which is the best
+# What Orbax and tensorstore raise on files that are cut short or gone. A device that is out of
+# memory raises none of them.
+_UNREADABLE = (ValueError, KeyError, OSError)
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a work folder, ascending; those being written are none."""
+    found = (workdir / CHECKPOINTS_FOLDER).glob("*")
+    return sorted(int(path.name) for path in found if path.name.isdecimal())
+
+
+def read_trained(
+    workdir: Path, step: int, trainable: Mapping[str, jax.ShapeDtypeStruct], frozen_digest: str
+) -> dict[str, Any]:
+    """The trainable parameters of one checkpoint; the folder, whose run may go on, is only read.
+
+    Args:
+        workdir: of the run.
+        step: of the checkpoint.
+        trainable: their shapes by path.
+        frozen_digest: of the frozen parameters.
+
+    Raises:
+        SammiError: no such checkpoint, or one that is damaged or of another model.
+    """
+    where = workdir / CHECKPOINTS_FOLDER / str(step)
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    try:
+        found = _read_metadata(where)
+        _check_shapes(found.metadata["trainable"], dict(trainable), where)
+        _check_frozen(found, frozen_digest, where)
+        with context:
+            return cast(Any, ocp.load(str(where), {"trainable": dict(trainable)}))["trainable"]
+    except (_DamagedError, *_UNREADABLE) as error:
+        raise SammiError(f"{where}: damaged ({one_line(error)}); take another step") from error
+
+
+def digest(params: Mapping[str, Any]) -> str:
+    """SHA-256 over paths and values."""
+    total = hashlib.sha256()
+    for path in sorted(params):
+        total.update(path.encode())
+        total.update(np.ascontiguousarray(fetch(params[path])).tobytes())
+    return total.hexdigest()
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be read back."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``workdir/checkpoints``.
+
+    Raises:
+        SammiError: there are some, and every one is damaged.
+    """
+
+    def __init__(self, workdir: Path, keep: int):
+        self._directory = workdir.absolute() / CHECKPOINTS_FOLDER
+        self._screen()
+        self._checkpointer = ocp.training.Checkpointer(
+            str(self._directory),
+            preservation_policy=cast(Any, _keep(keep)),
+            cleanup_tmp_directories=True,
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """Steps done at the newest checkpoint; None where there is none."""
+        return None if self._checkpointer.latest is None else self._checkpointer.latest.step
+
+    def save(
+        self, state: TrainState, frozen_digest: str, scores: Mapping[str, float] | None = None
+    ) -> None:
+        """Begin to write the state after ``state.step`` steps; the one before it is then complete.
+
+        The arrays may be donated as soon as this returns.
+
+        Args:
+            state: what to write.
+            frozen_digest: of its frozen parameters.
+            scores: numbers of its evaluation, `SCORE` among them, if it was evaluated.
+
+        Raises:
+            SammiError: the save before this one failed.
+        """
+        self.wait()
+        step = int(state.step)
+        if step == self.latest_step:
+            return
+        self._checkpointer.save_async(
+            step,
+            _saved(state),
+            force=True,
+            metrics=None if scores is None else dict(scores),
+            custom_metadata={"frozen": frozen_digest},
+        )
+
+    def wait(self) -> None:
+        """Return once what was saved last is complete on disk.
+
+        Raises:
+            SammiError: it could not be written.
+        """
+        try:
+            self._checkpointer.wait()
+        except _UNREADABLE as error:
+            raise SammiError(
+                f"{self._directory}: the checkpoint of step {self.latest_step} could not be "
+                f"written ({one_line(error)})"
+            ) from error
+
+    def restore(self, state: TrainState, frozen_digest: str) -> TrainState:
+        """The newest checkpoint that can be read, with shapes and shardings of ``state``.
+
+        A damaged one is passed over with a warning, and moved out of the way: its step will be
+        saved again. Where there is no checkpoint, ``state`` itself.
+
+        Raises:
+            SammiError: every checkpoint is damaged, or its parameters or its frozen weights are
+                others than those of ``state``.
+        """
+        steps = [found.step for found in reversed(self._checkpointer.checkpoints)]
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                restored = self._load(step, state, frozen_digest)
+            except _DamagedError as error:
+                restored, damaged[step] = None, str(error)
+            if anywhere(restored is None):
+                damaged.setdefault(step, "another process could not read it")
+                continue
+            assert restored is not None
+            if damaged:
+                self._pass_over(damaged)
+                self._checkpointer.reload()
+            return restored
+        if steps:
+            raise self._all_damaged(steps)
+        return state
+
+    def best(self, state: TrainState, frozen_digest: str) -> TrainState | None:
+        """The checkpoint with the best score, as `restore` gives it; None where none has a score.
+
+        Raises:
+            SammiError: it is damaged, or of another model.
+        """
+        scored = [found for found in self._checkpointer.checkpoints if found.metrics]
+        if not scored:
+            return None
+        step = max(scored, key=lambda found: (_score(found.metrics), found.step)).step
+        try:
+            return self._load(step, state, frozen_digest)
+        except _DamagedError as error:
+            raise SammiError(
+                f"{self._directory / str(step)}: the best checkpoint is damaged ({error}); delete "
+                "it, and the same command exports the next best"
+            ) from error
+
+    def _load(self, step: int, state: TrainState, frozen_digest: str) -> TrainState:
+        where = self._directory / str(step)
+        abstract = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _saved(state)
+        )
+        found = _read_metadata(where)
+        _check_shapes(found.metadata, abstract, where)
+        _check_frozen(found, frozen_digest, where)
+        try:
+            saved = self._checkpointer.load(step, abstract)
+        except _UNREADABLE as error:
+            raise _DamagedError(one_line(error)) from error
+        leaves = [saved["opt_state"][name] for name in _named(state.opt_state)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
+        return replace(state, step=saved["step"], trainable=saved["trainable"], opt_state=opt_state)
+
+    def _screen(self) -> None:
+        """Move away what has no readable metadata: Orbax's own start fails on some of it."""
+        steps = checkpoint_steps(self._directory.parent)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                _read_metadata(self._directory / str(step))
+            except _DamagedError as error:
+                damaged[step] = str(error)
+        if damaged and len(damaged) == len(steps):
+            raise self._all_damaged(steps)
+        self._pass_over(damaged)
+
+    def _pass_over(self, damaged: dict[int, str]) -> None:
+        """Warn, and move checkpoints to where they do not count among those to keep."""
+        multihost_utils.sync_global_devices("every process has looked at the checkpoints")
+        folder = self._directory.with_name(DAMAGED_FOLDER)
+        for step, reason in damaged.items():
+            warnings.warn(
+                f"{self._directory / str(step)}: damaged ({reason}); passed over for the one "
+                f"before it and moved to {folder}",
+                stacklevel=4,
+            )
+            if jax.process_index() == 0:
+                folder.mkdir(exist_ok=True)
+                shutil.rmtree(folder / str(step), ignore_errors=True)
+                (self._directory / str(step)).rename(folder / str(step))
+        multihost_utils.sync_global_devices("damaged checkpoints are moved")
+
+    def _all_damaged(self, steps: list[int]) -> SammiError:
+        return SammiError(
+            f"{self._directory}: every checkpoint is damaged (steps "
+            f"{', '.join(map(str, sorted(steps)))}); put one back from a copy, or delete the "
+            "folder to start again"
+        )
+
+    def close(self) -> None:
+        """Wait for what is being written and release Orbax's threads."""
+        self._checkpointer.close()
+
+
+def _score(metrics: Any) -> float:
+    return float(metrics[SCORE])
+
+
+def _keep(latest: int) -> Any:
+    policies = ocp.training.preservation_policies
+    best = policies.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+    return policies.AnyPreservationPolicy([policies.LatestN(latest), best])
+
+
+def _read_metadata(where: Path) -> Any:
+    """Orbax's metadata of a checkpoint, in which damage shows as gaps or as an exception."""
+    try:
+        found = ocp.metadata(str(where))
+    except _UNREADABLE as error:
+        raise _DamagedError(one_line(error)) from error
+    if not found.metadata or not found.custom_metadata:
+        raise _DamagedError("its metadata has gaps")
+    return found
+
+
+def _check_frozen(found: Any, frozen_digest: str, where: Path) -> None:
+    if found.custom_metadata != {"frozen": frozen_digest}:
+        raise SammiError(f"{where}: was trained with other frozen weights than the config names")
+
+
+def _check_shapes(found: Any, expected: Any, where: Path) -> None:
+    """Compare before loading: Orbax's own message on a mismatch is pages long."""
+    old = {name: tuple(leaf.shape) for name, leaf in _named(found).items()}
+    new = {name: tuple(leaf.shape) for name, leaf in _named(expected).items()}
+    wrong = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    if wrong:
+        raise SammiError(
+            f"{where}: {wrong[0]} is {old.get(wrong[0])}, the model's is {new.get(wrong[0])} "
+            f"({len(wrong)} differ)"
+        )
+
+
+def _saved(state: TrainState) -> dict[str, Any]:
+    return {
+        "step": state.step,
+        "trainable": dict(state.trainable),
+        "opt_state": _named(state.opt_state),
+    }
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,0 +1,162 @@
+"""What one sees of a training run: progress bar, ``log.jsonl``, TensorBoard, a profile; and the
+guard that ends a run whose loss is not finite or explodes.
+
+In a job of several processes only process 0 writes.
+"""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from tqdm import tqdm
+
+from sammi_jax.config.experiment import OptimConfig, TrainConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.training.flops import peak_flops
+
+T = TypeVar("T")
+
+LOG_FILE = "log.jsonl"
+
+
+def rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
+    """Factors of the learning rate by group, named as in the log; empty where all are 1."""
+    factors = {f"learning_rate_x{scale:g}": scale for scale in scales.values() if scale != 1.0}
+    if config.muon_ratio is not None:
+        factors["learning_rate_muon"] = config.muon_ratio
+    return factors
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """The records of a ``log.jsonl``; a line that a killed run left unfinished is none."""
+    records = []
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            with suppress(ValueError):
+                records.append(json.loads(line))
+    return records
+
+
+class Log:
+    """Progress bar, ``log.jsonl`` and TensorBoard; records beyond the step resumed from go.
+
+    Attributes:
+        flops: of one step over all devices, for the MFU; None: there is none.
+
+    Raises:
+        SammiError: TensorBoard is asked for and its writer is not installed.
+    """
+
+    def __init__(self, workdir: Path, start: int, config: TrainConfig, factors: dict[str, float]):
+        self._main = jax.process_index() == 0
+        self._file, self._board = None, None
+        if self._main:
+            self._file = _open_log(workdir / LOG_FILE, start)
+            if config.tensorboard:
+                self._board = _open_tensorboard(workdir / "tensorboard", start)
+        self._batch_size = config.batch_size
+        self._factors = factors
+        self.flops: float | None = None
+        self._bar = tqdm(
+            total=config.steps,
+            initial=start,
+            desc=config.task.kind,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self._main,
+        )
+        self._step = start
+        self._restart()
+
+    @property
+    def wants_flops(self) -> bool:
+        """Whether there is a peak to compare with: that of this device is known."""
+        return peak_flops() is not None
+
+    def _restart(self) -> None:
+        self._began, self._waited = time.perf_counter(), 0.0
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._main:
+            tqdm.write(line)
+
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; how long each let the loop wait is recorded."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - began
+            yield batch
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Record the metrics of a step."""
+        seconds, steps = time.perf_counter() - self._began, step - self._step
+        values = {name: float(value) for name, value in metrics.items() if name != "finite"}
+        values |= {name: values["learning_rate"] * by for name, by in self._factors.items()}
+        values["images_per_s"] = steps * self._batch_size / seconds
+        values["data_wait"] = self._waited / seconds
+        values["peak_memory_gb"] = peak_memory() / 1e9
+        text = f"loss {values['loss']:.4g}, {values['images_per_s']:.3g} images/s"
+        peak = peak_flops()
+        if self.flops is not None and peak is not None:
+            values["mfu"] = self.flops * steps / (seconds * peak * jax.device_count())
+            text += f", MFU {values['mfu']:.1%}"
+        # tqdm's own fields say the steps per second and the time left
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(steps)
+        self._step = step
+        self.add(step, values)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Record more numbers of a step. The time since `write` does not count as training."""
+        if self._file is not None:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        self._restart()
+
+    def close(self) -> None:
+        """Close the bar and the files."""
+        self._bar.close()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _open_log(file: Path, start: int) -> Any:
+    kept = [json.dumps(record) + "\n" for record in read_log(file) if record["step"] <= start]
+    temporary = file.with_suffix(".partial")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, file)  # a run killed here loses no record
+    return file.open("a")
+
+
+def _open_tensorboard(folder: Path, start: int) -> Any:
+    try:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SammiError(
+            "tensorboard=True needs the package tensorboardX: pip install 'sammi_jax[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+def peak_memory() -> int:
+    """Most bytes in use so far: of the first local device, or of the process where none says."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats.get("peak_bytes_in_use", 1024 * in_kib)

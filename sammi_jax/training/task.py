@@ -1,0 +1,77 @@
+"""What the training loop asks of a task. The loop knows nothing else about models or data."""
+
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import jax
+from flax import nnx
+
+from sammi_jax.errors import SammiError
+from sammi_jax.layers.init import Keys
+from sammi_jax.parallel.batch import Batch
+from sammi_jax.weights.params import flat_params
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+class Rules(ABC, Generic[M]):
+    """A model, what of it trains, and its loss: all that a training step is made of."""
+
+    @abstractmethod
+    def make(self, rngs: nnx.Rngs) -> M:
+        """A freshly initialised model."""
+
+    def is_trainable(self, path: str) -> bool:
+        """Whether the parameter trains (buffers never do)."""
+        del path
+        return True
+
+    def lr_scale(self, path: str) -> float:
+        """Factor of the learning rate of a trainable parameter."""
+        del path
+        return 1.0
+
+    def without_remat(self) -> "Rules[M]":
+        """The same rules, computing nothing twice: for counting the work that a step needs."""
+        return self
+
+    @abstractmethod
+    def loss(
+        self, model: M, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss to minimise, and scalars for the log."""
+
+
+class Task(Rules[M]):
+    """Rules with data and files: what the training loop runs."""
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """All parameters and buffers by path, at step 0. The same for the same seed."""
+        return flat_params(self.make(Keys(seed)))
+
+    @abstractmethod
+    def batch(self, step: int) -> Batch:
+        """This process's share of a step's batch, as numpy arrays.
+
+        A function of the configuration and the step alone.
+        """
+
+    def batches(self, start: int) -> Generator[Batch]:
+        """The batches from a step on, without end; closing the iterator ends what makes them."""
+        for step in itertools.count(start):
+            yield self.batch(step)
+
+    def predictor(self, params: Mapping[str, Any]) -> Any:
+        """The model with these parameters, as `evaluation.evaluator` wants it.
+
+        Raises:
+            SammiError: the task makes no label maps.
+        """
+        raise SammiError(f"{type(self).__name__} makes no label maps to evaluate")
+
+    @abstractmethod
+    def export(self, params: dict[str, Any], folder: Path) -> None:
+        """Write the trained model as a model folder, which every other command reads."""

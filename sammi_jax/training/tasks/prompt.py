@@ -1,0 +1,121 @@
+"""A tiny SAM learns what a point means: the whole object, the part, the subpart.
+
+SAM itself learns from one annotated mask a prompt and lets the best of its three outputs answer
+(arXiv 2304.02643, section 3). In OpenShapes all three answers are known, so each output has its own
+target. Loss as there (appendix A): focal : dice = 20 : 1, and the IoU head's squared error.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+from flax import nnx
+
+from sammi_jax.config.experiment import PromptConfig, TrainConfig
+from sammi_jax.data import openshapes
+from sammi_jax.data.input.loader import batch_indices
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.ops.sam_image import preprocess
+from sammi_jax.parallel.batch import Batch, local_share
+from sammi_jax.training.task import Task
+from sammi_jax.typing import Array, Float
+from sammi_jax.weights.model_folder import read_model, write_model
+
+FOCAL_GAMMA = 2.0
+
+
+def focal_loss(logits: Float[Array, "*b h w"], target: Float[Array, "*b h w"]) -> Array:
+    """Focal cross-entropy (arXiv 1708.02002, gamma 2, no class weight): mean over pixels."""
+    entropy = jax.nn.softplus(logits) - logits * target
+    distance = jnp.abs(target - jax.nn.sigmoid(logits))
+    return (distance**FOCAL_GAMMA * entropy).mean(axis=(-2, -1))
+
+
+def dice_loss(logits: Float[Array, "*b h w"], target: Float[Array, "*b h w"]) -> Array:
+    """``1 - 2 |p t| / (|p| + |t|)`` of every mask, with one pixel added to both."""
+    p = jax.nn.sigmoid(logits)
+    overlap = (p * target).sum(axis=(-2, -1))
+    total = p.sum(axis=(-2, -1)) + target.sum(axis=(-2, -1))
+    return 1.0 - (2.0 * overlap + 1.0) / (total + 1.0)
+
+
+def mask_iou(logits: Float[Array, "*b h w"], target: Float[Array, "*b h w"]) -> Array:
+    """Intersection over union of the binary masks; an empty union counts as 0."""
+    found, wanted = logits > 0.0, target >= 0.5
+    both = (found & wanted).sum(axis=(-2, -1))
+    either = (found | wanted).sum(axis=(-2, -1))
+    return both / jnp.maximum(either, 1)
+
+
+class PromptTask(Task[Sam]):
+    """A SAM on OpenShapes scenes and point prompts."""
+
+    def __init__(self, config: TrainConfig, task: PromptConfig):
+        self._config, self._task = config, task
+
+    def make(self, rngs: nnx.Rngs) -> Sam:
+        """A fresh SAM."""
+        return Sam(self._task.model, rngs=rngs)
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """Fresh, or those of the folder ``task.init``."""
+        if self._task.init is None:
+            return super().initial_params(seed)
+        return read_model(self._task.init, ["sam"]).params
+
+    def batch(self, step: int) -> Batch:
+        """Scenes, points (x, y) in pixels, and targets: shares of the pixels of a mask's cell."""
+        config, task = self._config, self._task
+        indices = batch_indices(
+            step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed
+        )
+        side = task.model.image_size
+        drawn = [openshapes.scene("train", int(i), seed=config.seed, size=side) for i in indices]
+        prompts = [
+            openshapes.point_targets(scene, task.points_per_image, index=int(i), seed=config.seed)
+            for scene, i in zip(drawn, indices, strict=True)
+        ]
+        cell = side // task.model.mask_size
+        targets = np.stack([masks for _, masks in prompts])
+        whole = Batch(
+            {
+                "images": np.stack([scene.image for scene in drawn]),
+                "points": np.stack([points for points, _ in prompts]).astype(np.float32),
+                "targets": reduce(
+                    targets.astype(np.float32),
+                    "b k m (h i) (w j) -> b k m h w",
+                    "mean",
+                    i=cell,
+                    j=cell,
+                ),
+            }
+        )
+        return local_share(whole)
+
+    def loss(
+        self, model: Sam, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Focal, dice and IoU regression, mean over points and the three outputs."""
+        del key
+        examples, task = batch.examples, self._task
+        images = preprocess(examples["images"].astype(jnp.float32), task.model.image_size)
+        points = examples["points"]  # pixel indices: the prompt encoder adds the half to the centre
+        labels = jnp.ones(points.shape[:2], jnp.int32)
+        logits, estimate = model.decode(model.encode_image(images), points, labels)
+        target = examples["targets"]
+        iou = jax.lax.stop_gradient(mask_iou(logits, target))
+        focal = focal_loss(logits, target).mean()
+        dice = dice_loss(logits, target).mean()
+        regression = jnp.square(estimate - iou).mean()
+        loss = task.focal_weight * focal + task.dice_weight * dice + task.iou_weight * regression
+        whole, part, subpart = iou.mean(axis=(0, 1))
+        metrics = {"focal": focal, "dice": dice, "iou_error": regression}
+        return loss, metrics | {"iou_whole": whole, "iou_part": part, "iou_subpart": subpart}
+
+    def export(self, params: dict[str, Any], folder: Path) -> None:
+        """A sam model folder."""
+        source = {"trained_on": "openshapes", "steps": self._config.steps}
+        write_model(folder, "sam", self._task.model, params, source=source, licence="Apache-2.0")

@@ -1,0 +1,1 @@
+"""Parameters by path, kinds of model, and model folders."""

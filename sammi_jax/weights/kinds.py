@@ -1,0 +1,61 @@
+"""The kinds of model: each one's configuration class and constructor."""
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Literal, cast
+
+from flax import nnx
+
+from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.layers import Buffer
+from sammi_jax.layers.init import Keys
+from sammi_jax.models.clip import Clip
+from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.weights.params import abstract_params
+
+Kind = Literal["clip", "sam", "catseg", "sammi"]
+ModelConfig = ClipConfig | SamConfig | SegmenterConfig
+
+CONFIGS: dict[str, type[ModelConfig]] = {
+    "clip": ClipConfig,
+    "sam": SamConfig,
+    "catseg": SegmenterConfig,
+    "sammi": SegmenterConfig,
+}
+KINDS = tuple(CONFIGS)
+
+
+def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
+    """The constructor of a configuration's model, quick to trace.
+
+    For `params.abstract_params` and `params.build`, and for initialisation under `jax.jit`.
+    """
+    module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
+    return lambda: module(config, rngs=Keys(seed))
+
+
+def buffer_paths(config: ModelConfig) -> set[str]:
+    """Paths of the configuration's constants, which belong to the checkpoint and never train."""
+    state = nnx.state(nnx.eval_shape(model_maker(config)), Buffer)
+    return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
+
+
+@lru_cache(maxsize=4)  # one conversion asks for the same model several times
+def expected_params(config: ModelConfig) -> Mapping[str, Any]:
+    """Shape and dtype of every parameter of the configuration's model, by path.
+
+    Raises:
+        SammiError: its sizes make no model.
+    """
+    try:
+        return MappingProxyType(abstract_params(model_maker(config)))
+    except SammiError:
+        raise
+    except Exception as error:  # sizes that do not fit together fail anywhere in a constructor
+        raise SammiError(
+            f"the configuration makes no model ({type(error).__name__}: {one_line(error)})"
+        ) from error

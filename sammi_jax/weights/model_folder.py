@@ -1,0 +1,293 @@
+"""Model folders: ``config.json``, ``model.safetensors``, and for text ``tokenizer.json``.
+
+The weights' names are our parameter paths (``"vision/norm_pre/scale"``); ``config.json`` is
+
+    {"format": 1, "kind": "clip" | "sam" | "catseg" | "sammi", "config": {...}, "source": {...},
+     "licence": "...", "converter": "0.1.0", "initialised": [...]}
+
+A folder is written whole or not at all. Reading checks every name, shape and dtype against the
+model that the configuration describes.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sammi_jax import __version__
+from sammi_jax.config.fields import from_dict, to_dict
+from sammi_jax.config.model import SegmenterConfig
+from sammi_jax.errors import SammiError
+from sammi_jax.files import check_destination, read_json, whole_or_nothing
+from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from sammi_jax.weights.kinds import CONFIGS, KINDS, Kind, ModelConfig, buffer_paths, expected_params
+
+FORMAT = 1
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_STORED = {  # safetensors' names
+    "F32": "float32",
+    "BF16": "bfloat16",
+    "I32": "int32",
+    "I64": "int64",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+_MAX_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies in the file."""
+
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+
+    @property
+    def size(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return self.size * np.dtype(DTYPES.get(self.dtype, self.dtype)).itemsize
+
+
+@dataclass(frozen=True)
+class Description:
+    """A model folder without its weights; names, shapes and dtypes are checked."""
+
+    path: Path
+    kind: Kind
+    config: Any  # of the class that belongs to the kind
+    tensors: dict[str, Stored]
+    tokenizer_path: Path | None
+    meta: dict[str, Any]  # config.json as it stands
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder in memory."""
+
+    kind: Kind
+    config: Any  # of the class that belongs to the kind
+    params: dict[str, np.ndarray]  # float32 whatever the file's precision
+    tokenizer_path: Path | None
+    meta: dict[str, Any]
+
+
+def is_model_folder(path: str | Path) -> bool:
+    """Whether ``path`` claims to be a model folder (nothing else of it is checked)."""
+    try:
+        meta = read_json(Path(path) / CONFIG_FILE)
+    except SammiError:
+        return False
+    return "kind" in meta and "converter" in meta
+
+
+def write_model(
+    folder: str | Path,
+    kind: Kind,
+    config: ModelConfig,
+    params: Mapping[str, Any],
+    *,
+    source: Mapping[str, Any],
+    licence: str,
+    tokenizer: Tokenizer | None = None,
+    dtype: str = "float32",
+    initialised: Sequence[str] = (),
+) -> Path:
+    """Write a model folder, whole or not at all, and return its absolute path.
+
+    Args:
+        folder: must not exist, or be empty.
+        kind: which model.
+        config: of the class that belongs to the kind.
+        params: every parameter of the model by path.
+        source: where the weights come from, for the record.
+        licence: of the weights.
+        tokenizer: written beside them.
+        dtype: "float32" or "bfloat16", for the floating parameters; buffers stay float32.
+        initialised: parts that no checkpoint gave.
+
+    Raises:
+        SammiError: the destination is taken, ``dtype`` is another, or parameters are missing,
+            unknown or of another shape.
+    """
+    folder = check_destination(folder)
+    if dtype not in DTYPES:
+        raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
+    found = {path: Stored(tuple(v.shape), np.dtype(v.dtype).name) for path, v in params.items()}
+    _check_tensors(folder, found, config)
+    meta = {
+        "format": FORMAT,
+        "kind": kind,
+        "config": to_dict(config),
+        "source": dict(source),
+        "licence": licence,
+        "converter": __version__,
+        "initialised": list(initialised),
+    }
+    with whole_or_nothing(folder) as temporary:
+        (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        exact = buffer_paths(config)  # SAM's Fourier matrix: rounding it would move every point
+        stored = {
+            path: _to_store(value, np.dtype(np.float32) if path in exact else DTYPES[dtype])
+            for path, value in params.items()
+        }
+        save_file(stored, temporary / WEIGHTS_FILE)
+        # safetensors makes files for the owner's eyes only
+        (temporary / WEIGHTS_FILE).chmod((temporary / CONFIG_FILE).stat().st_mode)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+    return folder
+
+
+def read_model(folder: str | Path, kinds: Sequence[str] = KINDS) -> ModelFolder:
+    """Read a model folder of one of ``kinds``, its floating parameters as float32.
+
+    Raises:
+        SammiError: as `describe`.
+    """
+    found = describe(folder, kinds)
+    with _open_weights(found.path / WEIGHTS_FILE) as file:
+        params = {path: _widen(file.get_tensor(path)) for path in found.tensors}
+    return ModelFolder(found.kind, found.config, params, found.tokenizer_path, found.meta)
+
+
+def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
+    """Check a model folder without reading its weights.
+
+    Raises:
+        SammiError: not a model folder, of another kind, with a configuration that makes no model,
+            or with weights that are cut short or do not fit the configuration.
+    """
+    folder = Path(folder).expanduser()
+    meta = _read_meta(folder)
+    kind = meta.get("kind")
+    if kind not in KINDS:
+        raise SammiError(f"{folder}: kind {kind!r} is none of {', '.join(KINDS)}")
+    if kind not in kinds:
+        raise SammiError(
+            f"{folder}: holds a {kind} model, not {' or '.join(kinds)}; give another folder, or "
+            f"make one: sammi convert {kinds[-1]} SRC DST"
+        )
+    config = _read_config(folder / CONFIG_FILE, kind, meta.get("config"))
+    with _open_weights(folder / WEIGHTS_FILE) as file:
+        slices = {path: file.get_slice(path) for path in file.keys()}  # noqa: SIM118  (not a dictionary)
+        tensors = {
+            path: Stored(tuple(s.get_shape()), _STORED.get(name := str(s.get_dtype()), name))
+            for path, s in slices.items()
+        }
+    _check_tensors(folder / WEIGHTS_FILE, tensors, config)
+    tokenizer = folder / TOKENIZER_FILE
+    return Description(
+        folder, kind, config, tensors, tokenizer if tokenizer.is_file() else None, meta
+    )
+
+
+def weights_digest(folder: str | Path) -> str:
+    """SHA-256 of the weights file of a model folder: two models are the same, or not."""
+    with (Path(folder).expanduser() / WEIGHTS_FILE).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        what = "not a folder" if folder.exists() else "no such folder"
+        raise SammiError(f"{folder}: {what}; a model folder is made by 'sammi convert'")
+    if not (folder / CONFIG_FILE).exists():
+        raise SammiError(
+            f"{folder}: has no {CONFIG_FILE}; a model folder is made by 'sammi convert'"
+        )
+    meta = read_json(folder / CONFIG_FILE)
+    if "kind" not in meta:
+        raise SammiError(
+            f"{folder}: not a model folder (its {CONFIG_FILE} has no kind); "
+            "convert it first: sammi convert {clip,sam,catseg,sammi} SRC DST"
+        )
+    if meta.get("format") != FORMAT:
+        raise SammiError(f"{folder}: format {meta.get('format')!r}, not {FORMAT}; convert it again")
+    return meta
+
+
+def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:
+    try:
+        config = from_dict(CONFIGS[kind], values)
+    except SammiError as error:
+        raise SammiError(f"{file}: {error}") from error
+    if isinstance(config, SegmenterConfig) and (config.masks is None) != (kind == "catseg"):
+        raise SammiError(f"{file}: kind {kind} does not go with masks = {config.masks}")
+    return config
+
+
+@contextmanager
+def _open_weights(file: Path) -> Iterator[Any]:
+    """The memory-mapped weights; damage found while reading becomes one line."""
+    if not file.is_file():
+        raise SammiError(f"{file}: missing; convert the model again")
+    try:
+        with safe_open(file, "numpy") as weights:
+            yield weights
+    except SafetensorError as error:
+        raise SammiError(f"{file}: damaged or cut short ({error}); convert it again") from error
+
+
+def _check_tensors(where: Path, found: Mapping[str, Stored], config: ModelConfig) -> None:
+    try:
+        expected = expected_params(config)
+    except SammiError as error:
+        raise SammiError(f"{where}: {error}") from error
+    wrong = [f"missing {path}" for path in expected if path not in found]
+    wrong += [f"unknown {path}" for path in found if path not in expected]
+    for path, want in expected.items():
+        if path in found and found[path].shape != want.shape:
+            wrong.append(f"{path} has shape {found[path].shape}, not {want.shape}")
+        elif path in found and not _fits(found[path].dtype, want.dtype.name):
+            wrong.append(f"{path} is {found[path].dtype}, not {want.dtype.name}")
+    if wrong:
+        more = f" and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
+        raise SammiError(
+            f"{where}: does not fit its configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}"
+        )
+
+
+def _fits(stored: str, wanted: str) -> bool:
+    return stored in DTYPES if wanted == "float32" else stored == wanted
+
+
+def _to_store(value: Any, dtype: np.dtype) -> np.ndarray:
+    """C order, always: safetensors writes the bytes of other layouts as they lie, scrambled."""
+    value = np.asarray(value)
+    return np.ascontiguousarray(value, dtype if value.dtype == np.float32 else value.dtype).reshape(
+        value.shape
+    )
+
+
+def _widen(value: np.ndarray) -> np.ndarray:
+    return value.astype(np.float32) if value.dtype == ml_dtypes.bfloat16 else value
+
+
+def load_tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        SammiError: it holds none.
+    """
+    if model.tokenizer_path is None:
+        raise SammiError(
+            f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer, "
+            "a folder with tokenizer.json, vocab.json and merges.txt, or OpenAI's vocabulary"
+        )
+    return Tokenizer.from_folder(model.tokenizer_path.parent)
