@@ -8,7 +8,7 @@ Hardware:  two CPU cores
 from sammi_jax.config import SEGMENTER_SIZES, OptimConfig, SegmentConfig, TrainConfig
 
 config = TrainConfig(
-    # The tiny CLIP learnt from 48-pixel pictures of one object: on scenes it has more to learn than
+    # The tiny CLIP learned from 48-pixel images of one object. On scenes it has more to learn than
     # the real one, so its queries and values train at the full rate.
     task=SegmentConfig(model=SEGMENTER_SIZES["openshapes"], clip_lr_scale=1.0),
     optim=OptimConfig(

@@ -26,7 +26,7 @@ from sammi_jax.evaluation.report import markdown
 
 _ROOT = Path(__file__).resolve().parent.parent
 _DATASET, _IMAGES = "os48/val_unseen", 120  # it holds classes of both kinds
-# Programs this small run as fast when XLA optimises less, and compile a good deal faster.
+# Programs this small run as fast when XLA optimizes less, and compile a good deal faster.
 _ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
 _OUT = "pictures"
 _PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn

@@ -17,7 +17,7 @@ SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
     """Read a picture as uint8 RGB ``[H, W, 3]``.
 
-    Grey, palette, RGBA (alpha is dropped), CMYK and 16-bit pictures are converted; the EXIF
+    Gray, palette, RGBA (alpha is dropped), CMYK and 16-bit pictures are converted; the EXIF
     orientation is applied.
 
     Args:
@@ -48,7 +48,7 @@ def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
 
 
 def _from_wide(values: NpArray) -> NpArray:
-    """16-bit (or wider) grey to 8-bit RGB: 65535 becomes 255."""
+    """16-bit (or wider) gray to 8-bit RGB: 65535 becomes 255."""
     values = np.clip(values.astype(np.float32) / 257.0, 0, 255)
     return np.repeat(np.round(values).astype(np.uint8)[..., None], 3, axis=-1)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Eight devices for the sharding tests. Most of the time of a small test is spent in the compiler,
-# so its optimisation is off unless XLA_FLAGS says otherwise: the last of two equal flags counts.
+# so its optimization is off unless XLA_FLAGS says otherwise: the last of two equal flags counts.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
     + os.environ.get("XLA_FLAGS", "")

@@ -39,7 +39,7 @@ def _differ(ours, reference):
 
 
 def _random(make, rng):
-    """A module with random variables, without the compilations of its initialisation."""
+    """A module with random variables, without the compilations of its initialization."""
     shapes = {path: value.shape for path, value in abstract_params(make).items()}
     return build(make, {p: jnp.asarray(0.3 * rng.normal(size=s), "f") for p, s in shapes.items()})
 

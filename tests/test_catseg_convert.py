@@ -77,7 +77,7 @@ def test_conversion_errors(tensors, facts):
 @pytest.mark.parametrize(
     ("size", "keys", "total"), [("vitb16", 484, 154_289_378), ("vitl14_336", 652, 433_726_946)]
 )
-def test_released_sizes_are_recognised(size, keys, total):
+def test_released_sizes_are_recognized(size, keys, total):
     """From shapes alone: the published configuration, key count and parameter count."""
     config = SEGMENTER_SIZES[size]
     expected = abstract_params(lambda: Sammi(config, rngs=nnx.Rngs(0)))

@@ -110,12 +110,12 @@ def test_a_reader_that_stops_early(tmp_path):
 @pytest.mark.parametrize("kind", ["clip", "sammi"])
 def test_inspect_model_folder(tmp_path, capsys, kind):
     params = random_params(CONFIGS[kind])
-    write(tmp_path / "m", params, kind, CONFIGS[kind], dtype="bfloat16", initialised=["dmi"])
+    write(tmp_path / "m", params, kind, CONFIGS[kind], dtype="bfloat16", initialized=["dmi"])
     assert main(["inspect", str(tmp_path / "m")]) == 0
     out = capsys.readouterr().out
     assert f"kind          {kind}" in out
     assert "tokenizer     none: takes token ids only" in out
-    assert "initialised   dmi" in out
+    assert "initialized   dmi" in out
     prefix = "" if kind == "clip" else "clip."
     assert f"  {prefix}vision.patch_size = 4\n" in out
     total = sum(value.size for value in params.values())

@@ -17,10 +17,10 @@ def suim(tmp_path):
     """Two pictures in the layout of SUIM."""
     for part in ("images", "masks"):
         (tmp_path / "SUIM" / "TEST" / part).mkdir(parents=True)
-    for name, colour in (("a", (0, 0, 255)), ("b", (255, 255, 255))):
+    for name, color in (("a", (0, 0, 255)), ("b", (255, 255, 255))):
         folder = tmp_path / "SUIM" / "TEST"
         Image.new("RGB", (8, 6), (9, 9, 9)).save(folder / "images" / f"{name}.jpg")
-        Image.new("RGB", (8, 6), colour).save(folder / "masks" / f"{name}.bmp")
+        Image.new("RGB", (8, 6), color).save(folder / "masks" / f"{name}.bmp")
     return tmp_path
 
 
@@ -54,7 +54,7 @@ def test_prepare_and_show(capsys, suim):
     arguments = ("prepare", "mess_suim", "--source", suim, "--data-dir", suim / "out")
     code, _, err = run(capsys, *arguments)
     assert code == 1
-    assert "mess_suim/test is not complete: 2 labelled images, not 110" in err
+    assert "mess_suim/test is not complete: 2 labeled images, not 110" in err
     assert err.count("\n") == 1
     code, out, _ = run(capsys, *arguments, "--allow-incomplete")
     assert code == 0

@@ -1,4 +1,4 @@
-"""How a step computes: rematerialised, in bfloat16, and how many FLOPs that are."""
+"""How a step computes: rematerialized, in bfloat16, and how many FLOPs that are."""
 
 from dataclasses import replace
 

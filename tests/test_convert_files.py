@@ -304,7 +304,7 @@ def test_sammi_from_catseg(sammi_folder, catseg_folder, sam_file, tmp_path):
     found, base, sam = map(read_model, (sammi_folder, catseg_folder, tmp_path / "sam"))
     assert found.config.masks.sam == sam.config
     assert dataclasses.replace(found.config, masks=None) == base.config
-    assert sorted(found.meta["initialised"]) == ["dmi", "tspp"]
+    assert sorted(found.meta["initialized"]) == ["dmi", "tspp"]
     assert set(found.meta["source"]) == {"catseg", "sam"}
     given = base.params | {f"sam/{path}": value for path, value in sam.params.items()}
     for path, value in given.items():
@@ -344,7 +344,7 @@ def test_sammi_from_clip(tmp_path, clip_reference, sam_file, capsys):
     assert convert("sammi", source, tmp_path / "sammi", "--sam", sam_file) == 0
     fresh = ["upsample1", "upsample2", "aggregator", "tspp", "dmi"]
     found = read_model(tmp_path / "sammi")
-    assert sorted(found.meta["initialised"]) == sorted(fresh)
+    assert sorted(found.meta["initialized"]) == sorted(fresh)
     out = capsys.readouterr().out
     assert all(part in out for part in fresh)
     assert found.config.clip == CLIP

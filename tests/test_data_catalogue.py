@@ -82,8 +82,8 @@ def test_vocabularies_equal_the_collected_facts(shared):
         assert list(vocabulary.classes) == fact["classes"]
         assert vocabulary.texts == tuple(words[0] for words in fact["synonyms"])
         assert vocabulary.ignore_index == fact["ignore_index"]
-        assert [list(colour) for colour in vocabulary.palette] == fact["palette"]
-        assert [list(colour) for colour in vocabulary.rgb_by_class] in (
+        assert [list(color) for color in vocabulary.palette] == fact["palette"]
+        assert [list(color) for color in vocabulary.rgb_by_class] in (
             [],
             list(fact.get("raw_rgb_by_class", {}).values()),
         )

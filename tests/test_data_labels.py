@@ -95,8 +95,8 @@ def test_ade_full_equals_the_reference_at_both_sizes(shared, golden):
 def test_panoptic_pixels_as_coco_stuff_values(shared, tmp_path):
     """stuffthingmaps hold id - 1: made here of the panoptic pair, whose ids are the same."""
     folder = shared / "images" / "coco_panoptic"
-    colours = np.asarray(Image.open(folder / "panoptic" / "000000142238.png")).astype(int)
-    segment = colours @ [1, 256, 65536]
+    colors = np.asarray(Image.open(folder / "panoptic" / "000000142238.png")).astype(int)
+    segment = colors @ [1, 256, 65536]
     index = json.loads((folder / "panoptic_examples.json").read_text())
     (found,) = [a for a in index["annotations"] if a["file_name"] == "000000142238.png"]
     raw = np.full(segment.shape, 255, np.uint8)
@@ -120,7 +120,7 @@ def test_coco_stuff_skips_unused_ids(tmp_path):
     assert train_ids("coco_stuff_171", file).tolist() == [[0, 255, 11, 170, 255]]
 
 
-def test_palette_png_gives_indices_not_colours(tmp_path):
+def test_palette_png_gives_indices_not_colors(tmp_path):
     image = Image.fromarray(np.array([[0, 1, 2, 20, 255]], np.uint8), "P")
     image.putpalette(VOC_PALETTE)
     image.save(tmp_path / "a.png")
@@ -218,11 +218,11 @@ UAVID = [(0, 0, 0), (128, 0, 0), (128, 64, 128), (0, 128, 0)]
 UAVID += [(128, 128, 0), (64, 0, 128), (192, 0, 192), (64, 64, 0)]
 
 
-def test_colours(tmp_path):
+def test_colors(tmp_path):
     for name in ("mess_suim", "mess_isaid", "mess_isprs_potsdam", "mess_cwfid", "mess_uavid"):
-        colours = UAVID if name == "mess_uavid" else get_vocabulary(name).rgb_by_class
-        file = save(tmp_path / f"{name}.png", np.array([colours], np.uint8))
-        assert train_ids(name, file).tolist() == [list(range(len(colours)))], name
+        colors = UAVID if name == "mess_uavid" else get_vocabulary(name).rgb_by_class
+        file = save(tmp_path / f"{name}.png", np.array([colors], np.uint8))
+        assert train_ids(name, file).tolist() == [list(range(len(colors)))], name
     assert len(get_vocabulary("mess_uavid").train_id_by_value) == 8
     shaded = np.array([[[252, 255, 3], [100, 20, 140]]], np.uint8)
     file = save(tmp_path / "shaded.tif", shaded)
@@ -297,7 +297,7 @@ def test_a_value_outside_the_mapping_names_the_file(tmp_path, name, value):
         train_ids(name, file)
 
 
-def test_a_colour_picture_is_no_index_label(tmp_path):
+def test_a_color_picture_is_no_index_label(tmp_path):
     file = save(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(SammiError, match=r"mode RGB where one with a class number"):
         train_ids("ade20k_150", file)

@@ -191,7 +191,7 @@ def test_a_half_copied_source_is_refused_by_name(tmp_path):
         prepare("ade20k_150", source, tmp_path / "out", splits=["validation"])
     assert "ade20k_150/validation is not complete" in str(error.value)
     assert "ADE_val_00000001 has no image, ADE_val_00000003 has no label" in str(error.value)
-    assert "3 labelled images, not 2,000" in str(error.value)
+    assert "3 labeled images, not 2,000" in str(error.value)
     assert not (tmp_path / "out").exists()
     prepare_ade(source, tmp_path / "out")
     assert len(open_dataset("ade20k_150", data_dir=tmp_path / "out").source) == 3
@@ -290,7 +290,7 @@ def test_tiles_are_cut_and_counted(tmp_path):
         (folder / part).mkdir(parents=True)
     Image.fromarray(image).save(folder / "test-org-img" / "7.jpg")
     picture(folder / "test-label-img" / "7_lab.png", label=label)
-    with pytest.raises(SammiError, match="4 labelled tiles, not 5,571"):
+    with pytest.raises(SammiError, match="4 labeled tiles, not 5,571"):
         prepare("mess_floodnet", tmp_path / "in", tmp_path / "out")
     prepare("mess_floodnet", tmp_path / "in", tmp_path / "out", allow_incomplete=True)
     dataset = open_dataset("mess_floodnet", data_dir=tmp_path / "out")
@@ -306,10 +306,10 @@ def test_tiles_are_cut_and_counted(tmp_path):
 
 
 def test_uavid_pairs_over_two_folders(tmp_path):
-    for seq, colour in (("seq16", (128, 0, 0)), ("seq17", (64, 64, 0))):
+    for seq, color in (("seq16", (128, 0, 0)), ("seq17", (64, 64, 0))):
         folder = tmp_path / "uavid_val" / seq
         picture(folder / "Images" / "000000.png")
-        picture(folder / "Labels" / "000000.png", label=np.broadcast_to(colour, (6, 8, 3)))
+        picture(folder / "Labels" / "000000.png", label=np.broadcast_to(color, (6, 8, 3)))
     prepare("mess_uavid", tmp_path, tmp_path / "out", allow_incomplete=True)
     source = open_dataset("mess_uavid", data_dir=tmp_path / "out").source
     found = [(source[i]["file_name"], int(source[i]["label"][0, 0])) for i in range(2)]

@@ -21,7 +21,7 @@ def make(config=CONFIG):
 
 
 def randomized(dmi, seed=1):
-    """Every parameter drawn anew, the zero-initialised ones too."""
+    """Every parameter drawn anew, the zero-initialized ones too."""
     graphdef, state = nnx.split(dmi)
     leaves, treedef = jax.tree.flatten(state)
     rng = np.random.default_rng(seed)

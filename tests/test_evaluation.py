@@ -33,7 +33,7 @@ CONFIG = dataclasses.replace(
 
 
 class PlainPredictor:
-    """A predictor without a network: the maps are fixed combinations of the canvas's colours."""
+    """A predictor without a network: the maps are fixed combinations of the canvas's colors."""
 
     config = CONFIG
     state = np.random.default_rng(3).normal(size=(3, NUM_TEXTS)).astype(np.float32)

@@ -108,7 +108,7 @@ def written(tmp_path, original):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_round_trip_of_every_kind(tmp_path, kind):
     params = random_params(CONFIGS[kind])
-    path = write(tmp_path / "deep" / kind, params, kind, CONFIGS[kind], initialised=["dmi"])
+    path = write(tmp_path / "deep" / kind, params, kind, CONFIGS[kind], initialized=["dmi"])
     found = read_model(path)
     assert (found.kind, found.config) == (kind, CONFIGS[kind])
     assert found.params.keys() == params.keys()
@@ -116,7 +116,7 @@ def test_round_trip_of_every_kind(tmp_path, kind):
         np.testing.assert_array_equal(found.params[name], value)
         assert found.params[name].dtype == value.dtype
     assert found.meta["source"] == {"file": "x.pt"}
-    assert (found.meta["licence"], found.meta["initialised"]) == ("MIT", ["dmi"])
+    assert (found.meta["licence"], found.meta["initialized"]) == ("MIT", ["dmi"])
     assert found.tokenizer_path is None
     again = flat_params(build(model_maker(found.config), found.params))
     assert again.keys() == params.keys()

@@ -9,20 +9,20 @@ from sammi_jax.inference.inputs import sam_input, segmenter_input
 
 
 @pytest.fixture
-def colours(rng):
+def colors(rng):
     return rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
 
 
-def test_rgba_grey_palette_and_cmyk_become_rgb(tmp_path, colours):
-    rgb = Image.fromarray(colours)
+def test_rgba_grey_palette_and_cmyk_become_rgb(tmp_path, colors):
+    rgb = Image.fromarray(colors)
     rgba = rgb.convert("RGBA")
     rgba.putalpha(40)
     rgba.save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "rgba.png"), colours)
-    rgb.convert("L").save(tmp_path / "grey.png")
-    grey = load_image(tmp_path / "grey.png")
-    assert grey.shape == (7, 9, 3)
-    assert (grey[..., 0] == grey[..., 2]).all()
+    np.testing.assert_array_equal(load_image(tmp_path / "rgba.png"), colors)
+    rgb.convert("L").save(tmp_path / "gray.png")
+    gray = load_image(tmp_path / "gray.png")
+    assert gray.shape == (7, 9, 3)
+    assert (gray[..., 0] == gray[..., 2]).all()
     rgb.convert("P").save(tmp_path / "palette.png")
     expected = np.asarray(Image.open(tmp_path / "palette.png").convert("RGB"))
     np.testing.assert_array_equal(load_image(tmp_path / "palette.png"), expected)
@@ -35,17 +35,17 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "wide.png")[0, :, 1], [0, 1, 128, 255])
 
 
-def test_exif_orientation_is_applied(tmp_path, colours):
-    image = Image.fromarray(colours)
+def test_exif_orientation_is_applied(tmp_path, colors):
+    image = Image.fromarray(colors)
     exif = image.getexif()
     exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
     image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(load_image(tmp_path / "turned.png"), np.rot90(colours, -1))
+    np.testing.assert_array_equal(load_image(tmp_path / "turned.png"), np.rot90(colors, -1))
 
 
-def test_unreadable_files_name_the_culprit(tmp_path, colours):
+def test_unreadable_files_name_the_culprit(tmp_path, colors):
     (tmp_path / "text.png").write_text("not a picture")
-    Image.fromarray(colours).save(tmp_path / "cut.jpg")
+    Image.fromarray(colors).save(tmp_path / "cut.jpg")
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.png").touch()
@@ -85,18 +85,18 @@ def test_sam_input_keeps_the_aspect_and_pads_with_zeros():
     assert (padded[32:] == 0).all()
 
 
-def test_plain_mode_pads_with_the_mean_colour(colours):
+def test_plain_mode_pads_with_the_mean_color(colors):
     config = SegmenterConfig(sliding=None)
-    canvas = segmenter_input(colours, config).canvas
+    canvas = segmenter_input(colors, config).canvas
     assert canvas.shape == (1, 384, 384, 3)
     np.testing.assert_allclose(
         canvas[0, -1, -1], [122.7709383, 116.7460125, 104.09373615], rtol=1e-6
     )
 
 
-def test_sliding_mode_gives_canvas_and_overview(colours):
+def test_sliding_mode_gives_canvas_and_overview(colors):
     config = SegmenterConfig(sliding=SlidingConfig())
-    inputs = segmenter_input(colours, config)
+    inputs = segmenter_input(colors, config)
     assert inputs.canvas.shape == (1, 640, 640, 3)
     assert inputs.overview.shape == (1, 384, 384, 3)
     assert inputs.sam_image is None

@@ -19,18 +19,18 @@ def loop_scores(prediction, label, num_classes, ignore_label):
     """Sets of pixels, class by class: no matrix."""
     keep = [i for i, t in enumerate(label.ravel().tolist()) if t != ignore_label]
     predicted = [prediction.ravel().tolist()[i] for i in keep]
-    labelled = [label.ravel().tolist()[i] for i in keep]
+    labeled = [label.ravel().tolist()[i] for i in keep]
     iou, recall, weight, either = {}, {}, {}, set()
     for c in range(num_classes):
         a = {i for i, p in enumerate(predicted) if p == c}
-        b = {i for i, t in enumerate(labelled) if t == c}
+        b = {i for i, t in enumerate(labeled) if t == c}
         if a or b:
             either.add(c)
         if b:
             iou[c] = len(a & b) / len(a | b)
             recall[c] = len(a & b) / len(b)
             weight[c] = len(b)
-    right = sum(p == t for p, t in zip(predicted, labelled, strict=True))
+    right = sum(p == t for p, t in zip(predicted, labeled, strict=True))
     return {
         "iou": [iou.get(c, float("nan")) for c in range(num_classes)],
         "miou": sum(iou.values()) / len(iou),

@@ -120,8 +120,8 @@ def test_scene_contents(train):
                 assert codes <= {1, 2, 3}
 
 
-def test_colours_are_those_of_the_names(train):
-    """The class's colour is the nearest of the palette's hues to the object's untextured half."""
+def test_colors_are_those_of_the_names(train):
+    """The class's color is the nearest of the palette's hues to the object's untextured half."""
     palette = np.array(
         [
             (214, 40, 40),
@@ -139,8 +139,8 @@ def test_colours_are_those_of_the_names(train):
             mask = (drawn.instances == instance) & (drawn.codes == 2)
             if mask.sum() < 20:
                 continue
-            colour = drawn.image[mask].mean(0)
-            right.append((palette @ colour).argmax() == drawn.classes[mask][0] // 6 % 6)
+            color = drawn.image[mask].mean(0)
+            right.append((palette @ color).argmax() == drawn.classes[mask][0] // 6 % 6)
     assert len(right) > 400
     assert np.mean(right) > 0.995
 
@@ -180,7 +180,7 @@ def test_classes_of_the_views():
 
 
 def test_unseen_rule():
-    """Each colour loses one texture, each texture one or two colours; every word is still seen."""
+    """Each color loses one texture, each texture one or two colors; every word is still seen."""
     assert sorted(c for _, c in UNSEEN_PAIRS) == [0, 1, 2, 3, 4, 5]
     assert {t for t, _ in UNSEEN_PAIRS} == {0, 1, 2, 3}
     assert (len(SEEN_PAIRS), len(SEEN_STUFF), len(UNSEEN_STUFF)) == (18, 18, 6)
@@ -298,13 +298,13 @@ def test_caption_texts(web):
     assert len(web.captions) == 4000
     names = VIEWS["os168"].class_names
     for i in range(200):
-        texture, colour, shape = web.attributes[i, 0, 1:]
-        full = names[(texture * 6 + colour) * 6 + shape].split()
+        texture, color, shape = web.attributes[i, 0, 1:]
+        full = names[(texture * 6 + color) * 6 + shape].split()
         kept = [w for w, n in zip(full[:2], web.named[i, 0, 1:3], strict=True) if n >= 0]
         kept.append(full[2] if web.named[i, 0, 3] >= 0 else "thing")
         assert web.captions[2 * i] == template.format(" ".join(kept))
-        _, _, colour, pattern = web.attributes[i, 1]
-        ground = names[144 + pattern * 6 + colour].split()
+        _, _, color, pattern = web.attributes[i, 1]
+        ground = names[144 + pattern * 6 + color].split()
         ground = ground if web.named[i, 1, 2] >= 0 else ground[1:]
         assert web.captions[2 * i + 1] == template.format(" ".join(ground))
 

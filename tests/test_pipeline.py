@@ -1,4 +1,4 @@
-"""The input pipeline: order, shares, resume, crops; and colours against Pillow's and colorsys'."""
+"""The input pipeline: order, shares, resume, crops; and colors against Pillow's and colorsys'."""
 
 import colorsys
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 from sammi_jax.data.input.augment import PAD_VALUE, TrainCrop
 from sammi_jax.data.input.pipeline import batch_stream, iterate
-from sammi_jax.ops import colour
+from sammi_jax.ops import color
 
 IGNORE = 255
 
@@ -110,31 +110,31 @@ def test_small_and_long_pictures():
 def test_hsv_is_exact_to_a_unit():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (40, 40, 3)).astype(np.float32)
-    hue, saturation, value = map(np.asarray, colour.rgb_to_hsv(jnp.asarray(image)))
+    hue, saturation, value = map(np.asarray, color.rgb_to_hsv(jnp.asarray(image)))
     for y, x in np.ndindex(40, 40):
         h, s, v = colorsys.rgb_to_hsv(*(image[y, x] / 255))
         assert abs((hue[y, x] - 180 * h + 90) % 180 - 90) <= 0.5 + 1e-3
         assert abs(saturation[y, x] - 255 * s) <= 0.5 + 1e-3
         assert value[y, x] == pytest.approx(255 * v, abs=1e-3)
         back = np.asarray(colorsys.hsv_to_rgb(hue[y, x] / 180, saturation[y, x] / 255, v)) * 255
-        ours = colour.hsv_to_rgb(*map(jnp.asarray, (hue[y, x], saturation[y, x], value[y, x])))
+        ours = color.hsv_to_rgb(*map(jnp.asarray, (hue[y, x], saturation[y, x], value[y, x])))
         np.testing.assert_allclose(ours, back, atol=0.51)
 
 
 def test_grey_keeps_its_hue_and_saturation():
-    grey = jnp.full((2, 2, 3), 77.0)
-    np.testing.assert_array_equal(colour.saturate(grey, jnp.asarray(1.5)), grey)
-    np.testing.assert_array_equal(colour.rotate_hue(grey, jnp.asarray(18)), grey)
+    gray = jnp.full((2, 2, 3), 77.0)
+    np.testing.assert_array_equal(color.saturate(gray, jnp.asarray(1.5)), gray)
+    np.testing.assert_array_equal(color.rotate_hue(gray, jnp.asarray(18)), gray)
 
 
 def test_jitter():
     image = np.asarray(Image.linear_gradient("L").resize((16, 16)), np.float32)
     images = np.stack([np.stack([image, image[::-1], image.T], axis=-1)] * 64)
-    jittered = np.asarray(jax.jit(colour.jitter_colours)(images, jax.random.key(0)))
+    jittered = np.asarray(jax.jit(color.jitter_colors)(images, jax.random.key(0)))
     assert jittered.min() >= 0
     assert jittered.max() <= 255
     np.testing.assert_array_equal(jittered, np.round(jittered))
     assert len({array.tobytes() for array in jittered}) > 55, "pictures share their jitter"
-    again = np.asarray(jax.jit(colour.jitter_colours)(images, jax.random.key(0)))
+    again = np.asarray(jax.jit(color.jitter_colors)(images, jax.random.key(0)))
     np.testing.assert_array_equal(jittered, again)
     assert abs(jittered.mean() - images.mean()) < 15

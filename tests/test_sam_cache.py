@@ -71,7 +71,7 @@ def copied(cache, tmp_path):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def initialised_once():
+def initialized_once():
     """Fresh parameters are kept: they would be most of what these tests compute."""
     kept, real = {}, Task.initial_params
 
@@ -259,7 +259,7 @@ def test_a_folder_that_is_no_cache(copied, tmp_path):
     for values, message in (
         ("{", "not readable as JSON"),
         (info | {"format": 2}, "format 2, not 1"),
-        (info | {"colour": 1}, "colour: no such field"),
+        (info | {"color": 1}, "color: no such field"),
         ({k: v for k, v in info.items() if k != "data"}, "missing 1 required .* 'data'"),
         (info | {"dtype": "float16"}, r"holds .* float32, but cache\.json says .* float16"),
     ):

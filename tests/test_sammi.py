@@ -75,8 +75,8 @@ SAMMI = dataclasses.replace(CATSEG, masks=MASKS)
 NUM_CLASSES = 3
 
 
-def _randomised(config, seed=0):
-    """A model whose every parameter is random, biases and zero-initialised layers too."""
+def _randomized(config, seed=0):
+    """A model whose every parameter is random, biases and zero-initialized layers too."""
     make = lambda: Sammi(config, rngs=Keys(seed))  # noqa: E731
     rng = np.random.default_rng(seed)
     params = {
@@ -132,7 +132,7 @@ def test_untrained_injection_is_catseg(pictures, sliding):
 
 def test_trained_injection_without_a_valid_mask_is_catseg(pictures):
     none_valid = dataclasses.replace(MASKS, filter=MaskFilterConfig(min_iou=1e9))
-    model = _randomised(dataclasses.replace(SAMMI, masks=none_valid, sliding=None))
+    model = _randomized(dataclasses.replace(SAMMI, masks=none_valid, sliding=None))
     ours = _predict(model, pictures)
     assert not ours.proposals.valid.any()
     assert_parity(ours.logits, _predict(_without_masks(model), pictures).logits, 1e-6, "no mask")
@@ -151,7 +151,7 @@ def test_trained_injection_without_a_valid_mask_is_catseg(pictures):
 )
 def test_every_switch_gives_a_model_that_uses_its_masks(pictures, changes):
     masks = dataclasses.replace(MASKS, **changes)
-    model = _randomised(dataclasses.replace(SAMMI, masks=masks, sliding=None))
+    model = _randomized(dataclasses.replace(SAMMI, masks=masks, sliding=None))
     output = _predict(model, pictures)
     assert np.isfinite(output.logits).all()
     assert output.proposals.valid.any(axis=1).all()
@@ -162,14 +162,14 @@ def test_every_switch_gives_a_model_that_uses_its_masks(pictures, changes):
 
 def test_without_injection_the_masks_do_nothing(pictures):
     off = dataclasses.replace(MASKS, dmi=DmiConfig(low=False, high=False))
-    model = _randomised(dataclasses.replace(SAMMI, masks=off, sliding=None))
+    model = _randomized(dataclasses.replace(SAMMI, masks=off, sliding=None))
     assert not [path for path in flat_params(model) if path.startswith("dmi")]
     reference = _predict(_without_masks(model), pictures)
     assert_parity(_predict(model, pictures).logits, reference.logits, 1e-6, "injection off")
 
 
 def test_images_of_a_batch_do_not_see_each_other(pictures):
-    model = _randomised(SAMMI)
+    model = _randomized(SAMMI)
     output = _predict(model, pictures)
     other = _predict(model, [255 - pictures[0], pictures[1]])
     assert np.abs(output.logits[0] - other.logits[0]).max() > 1e-4
@@ -178,7 +178,7 @@ def test_images_of_a_batch_do_not_see_each_other(pictures):
 
 
 def test_masks_lie_inside_the_picture_and_points_in_the_unit_square(pictures):
-    proposals = _predict(_randomised(SAMMI), pictures).proposals
+    proposals = _predict(_randomized(SAMMI), pictures).proposals
     side = 6 * 4  # canvas cells x 4
     assert proposals.masks.shape == (2, 6, side, side)
     assert ((proposals.points > 0) & (proposals.points < 1)).all()
@@ -186,7 +186,7 @@ def test_masks_lie_inside_the_picture_and_points_in_the_unit_square(pictures):
 
 
 def test_training_forward_has_gradients_where_something_trains():
-    model = _randomised(SAMMI)
+    model = _randomized(SAMMI)
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     rng = np.random.default_rng(3)
     images = jnp.asarray(rng.uniform(0, 255, (2, 32, 32, 3)).astype("f"))
@@ -218,7 +218,7 @@ def _probabilities(model, inputs, text, class_mask):
 
 
 def test_padded_classes_change_nothing(pictures):
-    model = _randomised(CATSEG)
+    model = _randomized(CATSEG)
     inputs = segmenter_input(pictures[0], model.config)
     text = jax.random.normal(jax.random.key(0), (5, 1, 16))
     three, _ = _probabilities(model, inputs, text[:3], jnp.ones(3, bool))

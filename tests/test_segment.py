@@ -118,5 +118,5 @@ def test_long_lists_are_written_in_16_bits(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "long_labels.png")), labels)
 
 
-def test_palette_colours_differ():
-    assert len({tuple(colour) for colour in palette(847).tolist()}) == 847
+def test_palette_colors_differ():
+    assert len({tuple(color) for color in palette(847).tolist()}) == 847

@@ -130,7 +130,7 @@ def test_two_regions_give_a_point_inside_each():
     distribution = np.zeros((1, 8, 16, 2), np.float32)
     distribution[:, :, :8, 0] = distribution[:, :, 8:, 1] = 1
     first, second = np.asarray(sample_points(distribution, 8, 0.05, 100.0).cells[0, :2])
-    assert first[0] < 7  # cell centres in the left half, not beside the border at x = 8 ...
+    assert first[0] < 7  # cell centers in the left half, not beside the border at x = 8 ...
     assert second[0] > 9  # ... and then in the right half, though the left has room
     valid = sample_points(distribution, 8, 0.05, 100.0).valid[0]
     assert valid.tolist() == [True, True] + [False] * 6
@@ -159,7 +159,7 @@ def test_the_choice_has_no_gradient(rng):
     assert not np.any(gradient)
 
 
-def test_grid_points_are_the_centres_of_equal_squares():
+def test_grid_points_are_the_centers_of_equal_squares():
     prompts = grid_points(4, 24, batch=2)
     assert prompts.cells.shape == (2, 16, 2)
     assert np.asarray(prompts.cells[1, :5]).tolist() == [[3, 3], [9, 3], [15, 3], [21, 3], [3, 9]]

@@ -100,5 +100,5 @@ def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) 
 def _say(args: argparse.Namespace, found: Any) -> None:
     count = sum(tensor.size for tensor in found.tensors.values())
     print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
-    if found.meta["initialised"]:
-        print(f"freshly initialised, in no checkpoint: {', '.join(found.meta['initialised'])}")
+    if found.meta["initialized"]:
+        print(f"freshly initialized, in no checkpoint: {', '.join(found.meta['initialized'])}")

@@ -44,8 +44,8 @@ def _model_folder(path: Path) -> Iterable[str]:
         yield f"{name:13} {found.meta.get(name)}"
     yield f"source        {json.dumps(found.meta.get('source'))}"
     yield f"tokenizer     {'yes' if found.tokenizer_path else 'none: takes token ids only'}"
-    if found.meta.get("initialised"):
-        yield f"initialised   {', '.join(found.meta['initialised'])} (from no checkpoint)"
+    if found.meta.get("initialized"):
+        yield f"initialized   {', '.join(found.meta['initialized'])} (from no checkpoint)"
     yield ""
     yield "config"
     yield from _flat("", found.meta["config"])

@@ -14,7 +14,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "segment",
         help="segment pictures into classes that you name",
         description="Segment pictures into the named classes. Writes, for each picture, "
-        "NAME_overlay.png, NAME_labels.png (palette PNG of class indices; 16-bit grey beyond 256 "
+        "NAME_overlay.png, NAME_labels.png (palette PNG of class indices; 16-bit gray beyond 256 "
         "classes) and NAME.json.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")

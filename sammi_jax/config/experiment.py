@@ -24,7 +24,7 @@ class DataConfig:
     name: str = OPENSHAPES
     data_dir: str | None = None  # where prepared sets lie
     num_examples: int | None = None  # train on the first ones only; None: all
-    # Photographs: "random" is CAT-Seg's crop, mirror and colour jitter; "none" the whole picture
+    # Photographs: "random" is CAT-Seg's crop, mirror and color jitter; "none" the whole picture
     # squashed to the crop's side, the same in every epoch. OpenShapes has neither.
     augment: Literal["random", "none"] = "random"
     workers: int = 0  # processes that decode and crop; 0: threads of the training process

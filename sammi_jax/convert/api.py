@@ -1,4 +1,4 @@
-"""From a checkpoint to a model folder: read, recognise, convert by table, write."""
+"""From a checkpoint to a model folder: read, recognize, convert by table, write."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -84,9 +84,9 @@ def convert(
     if kind == "sammi" and sam is None:
         raise SammiError("SAM-MI needs a SAM as well: give sam (a checkpoint or a model folder)")
     destination = check_destination(destination)
-    initialised: list[str] = []
+    initialized: list[str] = []
     if kind == "sammi":
-        model, initialised = _put_together(source, cast(Path, sam))
+        model, initialized = _put_together(source, cast(Path, sam))
     else:
         model = read_source(source, (kind,))
     words = None if kind == "sam" else _find_tokenizer(model.config, source, clip, tokenizer)
@@ -99,7 +99,7 @@ def convert(
         licence=model.licence,
         tokenizer=words,
         dtype=dtype,
-        initialised=initialised,
+        initialized=initialized,
     )
 
 
@@ -147,7 +147,7 @@ def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind
 
 def _put_together(source: str | Path, sam: str | Path) -> tuple[Converted, list[str]]:
     base, masks = read_source(source, ("clip", "catseg")), read_source(sam, ("sam",))
-    config, params, initialised = assemble(
+    config, params, initialized = assemble(
         cast(ClipConfig | SegmenterConfig, base.config),
         base.params,
         cast(SamConfig, masks.config),
@@ -155,7 +155,7 @@ def _put_together(source: str | Path, sam: str | Path) -> tuple[Converted, list[
     )
     record = {base.kind: dict(base.source), "sam": dict(masks.source)}
     licence = f"{base.licence}; {masks.licence}"
-    return Converted("sammi", config, params, record, licence), initialised
+    return Converted("sammi", config, params, record, licence), initialized
 
 
 def _find_tokenizer(

@@ -35,7 +35,7 @@ def rules_for(
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Recognise a CLIP checkpoint and lay out its conversion.
+    """Recognize a CLIP checkpoint and lay out its conversion.
 
     Args:
         tensors: the state dictionary.

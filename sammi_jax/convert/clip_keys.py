@@ -151,7 +151,7 @@ class Layout:
 
 
 def detect_layout(keys: Iterable[str]) -> Layout:
-    """Recognise the family of a CLIP checkpoint by its keys.
+    """Recognize the family of a CLIP checkpoint by its keys.
 
     Raises:
         SammiError: no CLIP with a vision transformer is in there.

@@ -50,7 +50,7 @@ def rules_for(
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Recognise a SAM checkpoint and lay out its conversion.
+    """Recognize a SAM checkpoint and lay out its conversion.
 
     Args:
         tensors: the state dictionary.

@@ -40,7 +40,7 @@ def segmenter_config(base: ClipConfig | SegmenterConfig, sam: SamConfig) -> Segm
 def assemble(
     base: ClipConfig | SegmenterConfig, base_params: Params, sam: SamConfig, sam_params: Params
 ) -> tuple[SegmenterConfig, dict[str, np.ndarray], list[str]]:
-    """Join the towers and initialise the rest.
+    """Join the towers and initialize the rest.
 
     Returns:
         The configuration, every parameter of `models.sammi.Sammi` by path, and the parts that no
@@ -64,7 +64,7 @@ def assemble(
 
 
 def _with_shallow_towers(config: SegmenterConfig) -> SegmenterConfig:
-    """The same heads over towers that cost nothing to initialise.
+    """The same heads over towers that cost nothing to initialize.
 
     No head's size depends on the depth of a tower (`folder.write_model` would notice).
     """

@@ -27,7 +27,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Dataset:
-    """One labelled set.
+    """One labeled set.
 
     Attributes:
         name: as users write it.

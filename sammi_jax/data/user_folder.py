@@ -1,4 +1,4 @@
-"""A user's own labelled pictures: ``images/``, ``labels/`` and ``classes.txt`` in one folder.
+"""A user's own labeled pictures: ``images/``, ``labels/`` and ``classes.txt`` in one folder.
 
 An image and its label have the same name up to the suffix. A label pixel is the line of
 ``classes.txt``, counted from 0; `ignore_value` does not count.

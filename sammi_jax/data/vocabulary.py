@@ -1,7 +1,7 @@
 """Class names of the known data sets: one JSON file each in ``vocabularies/``.
 
 A file holds what defines the set apart from its pictures: names, how raw label values become
-train ids, which value is ignored, colours, owner and licence. NOTICE credits the origins.
+train ids, which value is ignored, colors, owner and licence. NOTICE credits the origins.
 """
 
 import hashlib
@@ -35,8 +35,8 @@ class Vocabulary:
         classes_of_interest: classes that MESS averages besides; all where it names none.
         random_miou: percent that MESS publishes for a random guess; for PAXRay the mean of four.
         palette: RGB of each evaluated class.
-        train_id_by_value: train id of each raw label value; empty for colour-coded labels.
-        rgb_by_class: raw colour of each class; empty for labels of values.
+        train_id_by_value: train id of each raw label value; empty for color-coded labels.
+        rgb_by_class: raw color of each class; empty for labels of values.
         other_values: train id of values that ``train_id_by_value`` lacks; None: they are errors.
         official_names: the owner's names where the benchmark changed them.
         label_format: the raw labels in words.

@@ -1,4 +1,4 @@
-"""A model over a labelled data set: batches in, one record of numbers out."""
+"""A model over a labeled data set: batches in, one record of numbers out."""
 
 import dataclasses
 import time
@@ -63,7 +63,7 @@ class Evaluation:
 
     Args:
         predictor: the model.
-        dataset: the labelled images.
+        dataset: the labeled images.
         config: batch size, augmentation, background, output.
         mesh: the devices; every process of a job makes and calls this with the same arguments.
 

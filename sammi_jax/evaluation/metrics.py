@@ -52,19 +52,19 @@ def scores(confusion: Int[NpArray, "c c"]) -> dict[str, Float[NpArray, " c"] | f
         label; ``pacc``: share of pixels that are right.
     """
     hit = np.diag(confusion).astype(np.float64)
-    labelled = confusion.sum(axis=1).astype(np.float64)
+    labeled = confusion.sum(axis=1).astype(np.float64)
     predicted = confusion.sum(axis=0).astype(np.float64)
-    union = labelled + predicted - hit
-    present = labelled > 0
+    union = labeled + predicted - hit
+    present = labeled > 0
     iou = np.full(len(confusion), np.nan)
     iou[present] = hit[present] / union[present]
-    recall = hit[present] / labelled[present]
-    total = labelled.sum()
+    recall = hit[present] / labeled[present]
+    total = labeled.sum()
     return {
         "iou": iou,
         "miou": _mean(iou[present].sum(), present.sum()),
         "miou_union": _mean(iou[present].sum(), (union > 0).sum()),
-        "fwiou": _mean((iou[present] * labelled[present]).sum(), total),
+        "fwiou": _mean((iou[present] * labeled[present]).sum(), total),
         "macc": _mean(recall.sum(), present.sum()),
         "pacc": _mean(hit.sum(), total),
     }

@@ -45,7 +45,7 @@ class Prediction:
 
 
 def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> SamInput:
-    """SAM's normalisation of padded uint8 RGB; the padding stays zero.
+    """SAM's normalization of padded uint8 RGB; the padding stays zero.
 
     The padding is already there, so that images of any aspect share one compiled program.
     """
@@ -53,8 +53,8 @@ def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> Sa
         jnp.arange(length) < sizes[:, axis, None] for axis, length in enumerate(images.shape[1:3])
     )
     inside = rows[:, :, None, None] & columns[:, None, :, None]
-    normalised = (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
-    return SamInput(jnp.where(inside, normalised, 0.0), sizes)
+    normalized = (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    return SamInput(jnp.where(inside, normalized, 0.0), sizes)
 
 
 def zero_shot_views(

@@ -38,7 +38,7 @@ def segmenter_input(image: NpArray, config: SegmenterConfig) -> SegmenterInput:
     """The arrays of one uint8 RGB image, each with a leading batch axis of one.
 
     With windows the image is squashed to the canvas and, as one more view, to the crop's side.
-    Without, it is padded to a multiple of 32 with the mean colour and squashed to CLIP's side.
+    Without, it is padded to a multiple of 32 with the mean color and squashed to CLIP's side.
     """
     if config.sliding is not None:
         canvas = _resample(image, config.sliding.output_size)

@@ -32,7 +32,7 @@ class Segmentation:
     masks: NpArray
 
     def save(self, path: str | Path) -> None:
-        """Write the overlay: classes in colour, mask outlines in white, points, and a legend."""
+        """Write the overlay: classes in color, mask outlines in white, points, and a legend."""
         self.overlay().save(path)
 
     def overlay(self) -> Image.Image:

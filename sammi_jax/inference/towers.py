@@ -39,7 +39,7 @@ class ClipModel:
         self._run = _Compiled(build(model_maker(self.config), self._model.params))
 
     def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
-        """Embeddings, not normalised, of CLIP-normalised images."""
+        """Embeddings, not normalized, of CLIP-normalized images."""
         return self._run("encode_image", jnp.asarray(images))
 
     def encode_dense(
@@ -49,7 +49,7 @@ class ClipModel:
         return self._run("encode_dense", jnp.asarray(images))
 
     def encode_text(self, token_ids: Int[Array, "n l"]) -> Float[Array, "n d"]:
-        """Text embeddings, not normalised."""
+        """Text embeddings, not normalized."""
         return self._run("encode_text", jnp.asarray(token_ids))
 
     def tokenize(self, texts: Sequence[str]) -> NpArray:
@@ -71,7 +71,7 @@ class SamModel:
         self._run = _Compiled(build(model_maker(self.config), model.params))
 
     def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
-        """Image embeddings of SAM-normalised, padded images."""
+        """Image embeddings of SAM-normalized, padded images."""
         return self._run("encode_image", jnp.asarray(images))
 
     def decode(

@@ -1,6 +1,6 @@
-"""Linear maps, convolutions and norms, with PyTorch's initialisation and written-out constants.
+"""Linear maps, convolutions and norms, with PyTorch's initialization and written-out constants.
 
-Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
+Initialization is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
 because CAT-Seg's new layers start from it (docs/catseg.md part e).
 """
 
@@ -45,7 +45,7 @@ def _uniform(fan_in: int):
 def linear(
     in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """`nnx.Linear` (kernel ``[in, out]``) with PyTorch's default initialisation."""
+    """`nnx.Linear` (kernel ``[in, out]``) with PyTorch's default initialization."""
     init = _uniform(in_features)
     return nnx.Linear(
         in_features, out_features, use_bias=use_bias, kernel_init=init, bias_init=init, rngs=rngs

@@ -2,7 +2,7 @@
 
 Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py
 (``ClassTransformerLayer``, ``LinearAttention``, ``FullAttention``); docs/catseg.md part c.
-CAT-Seg pads the class axis to 256 with copies of one learnt token and one learnt guidance vector,
+CAT-Seg pads the class axis to 256 with copies of one learned token and one learned guidance vector,
 which act as unmasked keys. There is no output projection, un-pooling uses ``align_corners=True``,
 and the result, which holds its own residual, is added to the input once more.
 Deviations: since all padding slots are equal, at every location and in every image, they enter as

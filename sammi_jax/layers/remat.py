@@ -1,4 +1,4 @@
-"""Rematerialisation: inner values that the backward pass makes again instead of keeping them."""
+"""Rematerialization: inner values that the backward pass makes again instead of keeping them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ _SAVED: dict[Remat, Callable[..., Any] | None] = {
 }
 
 
-def rematerialised(
+def rematerialized(
     f: Callable[..., Any], remat: Remat, *, prevent_cse: bool = True
 ) -> Callable[..., Any]:
     """``f`` under a policy of `config.Remat`.

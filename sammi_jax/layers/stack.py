@@ -1,6 +1,6 @@
 """Equal blocks held as one block with stacked parameters and run by `jax.lax.scan`.
 
-One traced block instead of n: shorter programs, fewer leaves, and rematerialisation that saves
+One traced block instead of n: shorter programs, fewer leaves, and rematerialization that saves
 memory (inside a Python loop `jax.checkpoint` saves nothing on CPU).
 """
 
@@ -14,7 +14,7 @@ from flax import nnx
 
 from sammi_jax.config.model import Remat
 from sammi_jax.layers.init import Keys, is_traced
-from sammi_jax.layers.remat import rematerialised
+from sammi_jax.layers.remat import rematerialized
 from sammi_jax.typing import Array
 
 
@@ -64,7 +64,7 @@ class Stack(nnx.Module):
         def body(carry: Array, layer: Any) -> tuple[Array, None]:
             return nnx.merge(graphdef, layer)(carry, *args), None
 
-        body = rematerialised(body, remat, prevent_cse=False)
+        body = rematerialized(body, remat, prevent_cse=False)
         stop = self.num_layers if num_layers is None else num_layers
         ends = sorted({*(tap + 1 for tap in taps), stop})
         outputs, start = {}, 0

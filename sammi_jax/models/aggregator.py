@@ -18,7 +18,7 @@ from sammi_jax.config.model import AggregatorConfig, Remat
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
 from sammi_jax.layers.guided import guided_conv
-from sammi_jax.layers.remat import rematerialised
+from sammi_jax.layers.remat import rematerialized
 from sammi_jax.layers.swin import SpatialAggregation
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.resize import resize
@@ -159,7 +159,7 @@ class Aggregator(nnx.Module):
             cost: cosines of each patch with each class and template.
             text: unit vectors (the mean over templates takes them as they are), and which slots
                 hold a class; the logits of the others are -100.
-            appearance: CLIP's dense features, not normalised.
+            appearance: CLIP's dense features, not normalized.
             decoder_guidance: feature maps of two and four times the cost map's side.
             pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
                 training and 1 in evaluation.
@@ -186,7 +186,7 @@ class Aggregator(nnx.Module):
     def _aggregate(
         self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat
     ) -> Array:
-        stage = partial(rematerialised, remat=remat)
+        stage = partial(rematerialized, remat=remat)
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)

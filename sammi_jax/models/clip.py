@@ -116,7 +116,7 @@ class ImageTower(nnx.Module):
         return self.norm_pre(tokens), rows
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """The class token's embedding in the joint space, not normalised."""
+        """The class token's embedding in the joint space, not normalized."""
         tokens, _ = self.transformer(self.embed(image)[0])
         return self.projection(self.norm_post(tokens[:, 0]))
 
@@ -151,7 +151,7 @@ class TextTower(nnx.Module):
         self.projection = linear(width, config.embed_dim, use_bias=False, rngs=rngs)
 
     def __call__(self, token_ids: Int[Array, "b n"], remat: Remat = "none") -> Float[Array, "b d"]:
-        """The text embedding, not normalised; the end-of-text token is the largest id of a row."""
+        """The text embedding, not normalized; the end-of-text token is the largest id of a row."""
         length = token_ids.shape[1]
         if length > self.config.context_length:
             raise SammiError(
@@ -178,10 +178,10 @@ class Clip(nnx.Module):
         self.logit_scale = nnx.Param(jnp.asarray(math.log(1 / 0.07), jnp.float32))
 
     def encode_image(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Embedding of whole images, not normalised.
+        """Embedding of whole images, not normalized.
 
         Args:
-            image: CLIP-normalised RGB; any height and width that are multiples of the patch size.
+            image: CLIP-normalized RGB; any height and width that are multiples of the patch size.
         """
         return self.vision(image)
 
@@ -192,7 +192,7 @@ class Clip(nnx.Module):
         taps: tuple[int, int] | None = None,
         remat: Remat = "none",
     ) -> tuple[Float[Array, "b h2 w2 d"], tuple[Float[Array, "b h2 w2 c"], ...]]:
-        """Embedding of every patch (CAT-Seg's dense mode), not normalised, and middle layers.
+        """Embedding of every patch (CAT-Seg's dense mode), not normalized, and middle layers.
 
         Args:
             image: as for `encode_image`.
@@ -211,5 +211,5 @@ class Clip(nnx.Module):
     def encode_text(
         self, token_ids: Int[Array, "b n"], remat: Remat = "none"
     ) -> Float[Array, "b d"]:
-        """Embedding of zero-padded token rows (`text.tokenizer.Tokenizer`), not normalised."""
+        """Embedding of zero-padded token rows (`text.tokenizer.Tokenizer`), not normalized."""
         return self.text(token_ids, remat)

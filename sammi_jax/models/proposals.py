@@ -37,7 +37,7 @@ class MaskProposals:
 class SamInput:
     """A batch of whole images as SAM wants them."""
 
-    images: Array  # [b, S, S, 3] SAM-normalised, zero padded right and below
+    images: Array  # [b, S, S, 3] SAM-normalized, zero padded right and below
     sizes: Array  # [b, 2] float (height, width) of the image inside the padding, in pixels
 
 

@@ -91,7 +91,7 @@ class Sammi(nnx.Module):
     def encode_views(
         self, views: Float[Array, "b v s s 3"], remat: Remat = "none"
     ) -> ImageFeatures:
-        """F_l, F_h1 and F_h2 of CLIP-normalised square images (docs/catseg.md part a)."""
+        """F_l, F_h1 and F_h2 of CLIP-normalized square images (docs/catseg.md part a)."""
         images = rearrange(views, "b v h w c -> (b v) h w c")
         low, (tap1, tap2) = self.clip.encode_dense(images, self.config.taps, remat)
         features = ImageFeatures(low, (self.upsample1(tap1), self.upsample2(tap2)))
@@ -113,7 +113,7 @@ class Sammi(nnx.Module):
         """Class logits of every view.
 
         Args:
-            views: CLIP-normalised squares of side ``clip_size``: the windows of ``layout``, then
+            views: CLIP-normalized squares of side ``clip_size``: the windows of ``layout``, then
                 its global view.
             sam_input: the same images for SAM, encoded or not; None for CAT-Seg only.
             text: the classes.

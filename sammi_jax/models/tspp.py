@@ -4,7 +4,7 @@ The paper (https://arxiv.org/abs/2511.20027) says: two linear projection heads, 
 place of SAM's dense grid, two assumptions. The start of the heads, the score, the suppression, the
 auxiliary loss and its scalar bias are [ours].
 
-Two readings of docs/method.md: the 3 x 3 neighbourhood of a cell holds the cell itself and, at the
+Two readings of docs/method.md: the 3 x 3 neighborhood of a cell holds the cell itself and, at the
 border, only cells that exist; the label map at grid resolution is the share of each class among a
 cell's pixels that are not ignored.
 """
@@ -23,7 +23,7 @@ from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import box_mean
 from sammi_jax.typing import Array, Bool, Float, Int
 
-NEIGHBOURHOOD = 3  # side of the square over which a region must agree
+NEIGHBORHOOD = 3  # side of the square over which a region must agree
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ NEIGHBOURHOOD = 3  # side of the square over which a region must agree
 class PointPrompts:
     """A fixed number of points on the cost map's grid."""
 
-    cells: Array  # [b, k, 2] float32 (x, y) of cell centres in cells: column + 0.5, row + 0.5
+    cells: Array  # [b, k, 2] float32 (x, y) of cell centers in cells: column + 0.5, row + 0.5
     valid: Array  # [b, k] bool
     scores: Array  # [b, k] float32 in [0, 1], descending
 
@@ -77,7 +77,7 @@ class Tspp(nnx.Module):
         return jnp.exp(self.log_scale[...]) * jnp.einsum("...d,td->...t", visual, textual)
 
     def calibrated(self, class_logits: Float[Array, "*b t"]) -> Float[Array, "*b t"]:
-        """The class logits of `tspp_loss`: each class for itself, so an offset is learnt."""
+        """The class logits of `tspp_loss`: each class for itself, so an offset is learned."""
         return class_logits + jnp.exp(self.log_scale[...]) * self.bias[...]
 
 
@@ -98,7 +98,7 @@ def sample_points(
     """Choose points one after the other, each with the best score that is left. No gradient.
 
     A cell's score is its largest class probability times its mean inner product with its 3 x 3
-    neighbourhood: high inside a region. A chosen cell gets 0 and lowers the others by their
+    neighborhood: high inside a region. A chosen cell gets 0 and lowers the others by their
     likeness to it and their nearness, so that one region gives one point (docs/method.md 2).
 
     Args:
@@ -111,33 +111,33 @@ def sample_points(
     distribution = jax.lax.stop_gradient(distribution).astype(jnp.float32)
     unit = rearrange(l2_normalize(distribution), "b h w t -> b (h w) t")
     rows, columns = jnp.divmod(jnp.arange(height * width), width)
-    centres = jnp.stack([columns, rows], axis=-1) + 0.5  # (x, y)
+    centers = jnp.stack([columns, rows], axis=-1) + 0.5  # (x, y)
 
     def choose(score: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
         best = jnp.argmax(score, axis=-1)  # [b]
         value = jnp.max(score, axis=-1)
         chosen = jnp.take_along_axis(unit, best[:, None, None], axis=1)[:, 0]
         alike = jnp.einsum("bpt,bt->bp", unit, chosen, precision="highest")
-        distance = jnp.sum(jnp.square(centres - centres[best][:, None]), axis=-1)
+        distance = jnp.sum(jnp.square(centers - centers[best][:, None]), axis=-1)
         score = score * (1.0 - alike * jnp.exp(-distance / (2.0 * sigma**2)))
         return jnp.where(jnp.arange(height * width) == best[:, None], 0.0, score), (best, value)
 
     score = rearrange(_interior_score(distribution), "b h w -> b (h w)")
     _, (best, value) = jax.lax.scan(choose, score, None, length=num_points)
     best, value = best.T, value.T
-    return PointPrompts(cells=centres[best], valid=value >= min_score, scores=value)
+    return PointPrompts(cells=centers[best], valid=value >= min_score, scores=value)
 
 
 def _interior_score(distribution: Float[Array, "b h w t"]) -> Float[Array, "b h w"]:
     """``max_t A(p, t) * mean_q <A(p), A(q)>``: the mean of products is one with the mean A."""
-    around = box_mean(distribution, NEIGHBOURHOOD)
+    around = box_mean(distribution, NEIGHBORHOOD)
     return distribution.max(axis=-1) * jnp.sum(distribution * around, axis=-1)
 
 
 def grid_points(num_per_side: int, grid_size: int, *, batch: int) -> PointPrompts:
     """The plain grid, ``num_per_side`` squared points row by row, all valid (the ablation).
 
-    The points are the centres of equal squares (segment_anything/utils/amg.py
+    The points are the centers of equal squares (segment_anything/utils/amg.py
     ``build_point_grid``), in cells of a cost map of side ``grid_size``.
     """
     ticks = (jnp.arange(num_per_side) + 0.5) * (grid_size / num_per_side)

@@ -29,7 +29,7 @@ def region_boundary(labels: Int[Array, "h w"], distance: Int[Array, ""]) -> Bool
 
 
 def _widen(values: Int[Array, "h w"]) -> Int[Array, "h w"]:
-    """The largest value of each 3 x 3 neighbourhood, within the array."""
+    """The largest value of each 3 x 3 neighborhood, within the array."""
     for axis in (0, 1):
         before = jnp.concatenate(
             [jax.lax.slice_in_dim(values, 0, 1, axis=axis),

@@ -10,5 +10,5 @@ CLIP_STD = np.array([68.5005327, 66.6321579, 70.3231630], np.float32)
 
 
 def clip_views(images: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b s s 3"]:
-    """CLIP's normalisation of RGB 0..255, then the bilinear resize to its input side."""
+    """CLIP's normalization of RGB 0..255, then the bilinear resize to its input side."""
     return resize((images - CLIP_MEAN) / CLIP_STD, (side, side))

@@ -120,7 +120,7 @@ def _slide(
     combine: Callable[[Array, Array], Array],
     outside: float | bool,
 ) -> Array:
-    """Combine each element with its neighbours up to ``radius`` away along one axis."""
+    """Combine each element with its neighbors up to ``radius`` away along one axis."""
     padding = [(0, 0)] * x.ndim
     padding[axis] = (radius, radius)
     padded = jnp.pad(x, padding, constant_values=outside)
@@ -144,7 +144,7 @@ def sample_region(
 ) -> Float[Array, "b n h2 w2"]:
     """Resample one box of each image's masks to ``size`` (height, width), bilinear.
 
-    The centre of output row i lies at ``y0 + (i + 0.5) / height * (y1 - y0)`` of the frame, as
+    The center of output row i lies at ``y0 + (i + 0.5) / height * (y1 - y0)`` of the frame, as
     PyTorch's ``grid_sample(align_corners=False, padding_mode="border")``; never antialiased.
 
     Args:

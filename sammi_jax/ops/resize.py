@@ -28,18 +28,18 @@ def resize_matrix(
     """
     out = np.arange(out_size, dtype=np.float64)
     if align_corners:
-        centre = out * (in_size - 1) / max(out_size - 1, 1)
+        center = out * (in_size - 1) / max(out_size - 1, 1)
     else:
-        centre = (out + 0.5) * in_size / out_size - 0.5
+        center = (out + 0.5) * in_size / out_size - 0.5
         if method == "bilinear":
-            centre = np.maximum(centre, 0.0)
-    left = np.floor(centre)
+            center = np.maximum(center, 0.0)
+    left = np.floor(center)
     if method == "bilinear":
         taps = (0, 1)
-        weights = np.stack([1.0 - (centre - left), centre - left], axis=1)
+        weights = np.stack([1.0 - (center - left), center - left], axis=1)
     else:
         taps = (-1, 0, 1, 2)
-        weights = np.stack([_cubic(centre - (left + tap)) for tap in taps], axis=1)
+        weights = np.stack([_cubic(center - (left + tap)) for tap in taps], axis=1)
     matrix = np.zeros((out_size, in_size))
     for column, tap in enumerate(taps):
         index = np.clip(left + tap, 0, in_size - 1).astype(int)
@@ -54,12 +54,12 @@ def bilinear_taps(in_size: int, out_size: int, length: int) -> tuple[np.ndarray,
         int32 ``[length, 2]``, the two inputs of each output, and float32 ``[length]``, the weight
         of the second. Outputs from ``out_size`` on are padding: they take the last input.
     """
-    centre = np.maximum((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0.0)
-    left = np.floor(centre)
+    center = np.maximum((np.arange(out_size) + 0.5) * in_size / out_size - 0.5, 0.0)
+    left = np.floor(center)
     taps = np.full((length, 2), in_size - 1, np.int32)
     taps[:out_size] = np.clip(left[:, None] + (0, 1), 0, in_size - 1)
     weights = np.zeros(length, np.float32)
-    weights[:out_size] = centre - left
+    weights[:out_size] = center - left
     return taps, weights
 
 

@@ -31,7 +31,7 @@ def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
 def preprocess(
     image: Float[Array, "*b h w 3"] | UInt8[Array, "*b h w 3"], side: int
 ) -> Float[Array, "*b s s 3"]:
-    """Normalise resized RGB images (0 to 255) and pad them with zeros below and to the right.
+    """Normalize resized RGB images (0 to 255) and pad them with zeros below and to the right.
 
     Raises:
         SammiError: the image is larger than ``side``.
@@ -95,5 +95,5 @@ def postprocess(
 
 
 def sam_crops(images: Float[Array, "b s s 3"], side: int) -> Float[Array, "b s2 s2 3"]:
-    """Square RGB images of 0..255 resized and normalised for SAM; there is no padding."""
+    """Square RGB images of 0..255 resized and normalized for SAM; there is no padding."""
     return preprocess(resize(images, (side, side)), side)

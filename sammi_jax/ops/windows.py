@@ -50,7 +50,7 @@ def window_merge(
 
 @lru_cache(maxsize=64)
 def shifted_window_mask(height: int, width: int, window: int, shift: int) -> np.ndarray:
-    """True where two tokens of one shifted window were not neighbours before the shift.
+    """True where two tokens of one shifted window were not neighbors before the shift.
 
     Along each axis the shifted map has three regions with borders at ``size - window`` and
     ``size - shift``; tokens of different regions are strangers (Swin Transformer, section 3.2).

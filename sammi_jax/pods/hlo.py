@@ -1,4 +1,4 @@
-"""What one run of a program compiled for a TPU costs a chip, read from its optimised HLO text.
+"""What one run of a program compiled for a TPU costs a chip, read from its optimized HLO text.
 
 XLA's own totals (``compiled.cost_analysis()``: ``flops``, ``optimal_seconds``) count the body of a
 loop once, however often it runs. Here loops are multiplied out: from ENTRY on, everything in a body

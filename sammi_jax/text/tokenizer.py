@@ -158,7 +158,7 @@ def _from_openai(path: Path) -> tokenizers.Tokenizer:
 
 
 def _byte_pair(vocabulary: dict[str, int], merges: list[str]) -> tokenizers.Tokenizer:
-    """CLIP's byte-pair encoding with its normalisation, word split and special tokens."""
+    """CLIP's byte-pair encoding with its normalization, word split and special tokens."""
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges if merge)]
     tokenizer = tokenizers.Tokenizer(
         models.BPE(

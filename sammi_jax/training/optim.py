@@ -38,7 +38,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def is_norm(path: str, paths: Mapping[str, Any]) -> bool:
-    """Whether a parameter belongs to a normalisation layer: it or its neighbour is a ``scale``."""
+    """Whether a parameter belongs to a normalization layer: it or its neighbor is a ``scale``."""
     return path.rpartition("/")[0] + "/scale" in paths
 
 

@@ -22,7 +22,7 @@ class Rules(ABC, Generic[M]):
 
     @abstractmethod
     def make(self, rngs: nnx.Rngs) -> M:
-        """A freshly initialised model."""
+        """A freshly initialized model."""
 
     def is_trainable(self, path: str) -> bool:
         """Whether the parameter trains (buffers never do)."""
@@ -42,7 +42,7 @@ class Rules(ABC, Generic[M]):
     def loss(
         self, model: M, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss to minimise, and scalars for the log."""
+        """The loss to minimize, and scalars for the log."""
 
 
 class Task(Rules[M]):

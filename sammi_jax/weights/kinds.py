@@ -32,7 +32,7 @@ KINDS = tuple(CONFIGS)
 def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
     """The constructor of a configuration's model, quick to trace.
 
-    For `params.abstract_params` and `params.build`, and for initialisation under `jax.jit`.
+    For `params.abstract_params` and `params.build`, and for initialization under `jax.jit`.
     """
     module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
     return lambda: module(config, rngs=Keys(seed))

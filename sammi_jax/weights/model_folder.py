@@ -3,7 +3,7 @@
 The weights' names are our parameter paths (``"vision/norm_pre/scale"``); ``config.json`` is
 
     {"format": 1, "kind": "clip" | "sam" | "catseg" | "sammi", "config": {...}, "source": {...},
-     "licence": "...", "converter": "0.1.0", "initialised": [...]}
+     "licence": "...", "converter": "0.1.0", "initialized": [...]}
 
 A folder is written whole or not at all. Reading checks every name, shape and dtype against the
 model that the configuration describes.
@@ -106,7 +106,7 @@ def write_model(
     licence: str,
     tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
-    initialised: Sequence[str] = (),
+    initialized: Sequence[str] = (),
 ) -> Path:
     """Write a model folder, whole or not at all, and return its absolute path.
 
@@ -119,7 +119,7 @@ def write_model(
         licence: of the weights.
         tokenizer: written beside them.
         dtype: "float32" or "bfloat16", for the floating parameters; buffers stay float32.
-        initialised: parts that no checkpoint gave.
+        initialized: parts that no checkpoint gave.
 
     Raises:
         SammiError: the destination is taken, ``dtype`` is another, or parameters are missing,
@@ -137,7 +137,7 @@ def write_model(
         "source": dict(source),
         "licence": licence,
         "converter": __version__,
-        "initialised": list(initialised),
+        "initialized": list(initialized),
     }
     with whole_or_nothing(folder) as temporary:
         (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")

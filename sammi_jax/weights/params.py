@@ -27,12 +27,12 @@ def flat_params(module: nnx.Module) -> dict[str, Any]:
 
 
 def abstract_params(make: Callable[[], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of the variables of ``make()``, without running its initialisation."""
+    """Shapes and dtypes of the variables of ``make()``, without running its initialization."""
     return _flat(nnx.state(nnx.eval_shape(make)))
 
 
 def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float32") -> M:
-    """The module ``make()`` with ``params`` for its variables, without running its initialisation.
+    """The module ``make()`` with ``params`` for its variables, without running its initialization.
 
     Args:
         make: constructor.

@@ -1,7 +1,7 @@
 """What training sees of a photograph: CAT-Seg's random crop, mirrored or not, or the whole of it.
 
 Source of the crop: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms;
-docs/data.md. Colours are changed on the device (`sammi_jax.ops.colour`), where it costs nothing.
+docs/data.md. Colors are changed on the device (`sammi_jax.ops.color`), where it costs nothing.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class WholeImage(grain.transforms.Map):
 
 
 def _resize_labels(label: NpArray, size: tuple[int, int]) -> NpArray:
-    """Nearest neighbour, as Pillow has it."""
+    """Nearest neighbor, as Pillow has it."""
     picture = Image.fromarray(label.astype(np.int32))
     return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
 

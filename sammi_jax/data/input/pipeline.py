@@ -1,4 +1,4 @@
-"""Labelled pictures as training batches, by Grain: any step's batch can be made for itself.
+"""Labeled pictures as training batches, by Grain: any step's batch can be made for itself.
 
 The order is one permutation an epoch, drawn from the seed; the augmentation of a picture follows
 from its place in that order. Processes share each batch between them. So the step number is the

@@ -1,6 +1,6 @@
 """OpenShapes: a procedural open-vocabulary segmentation data set, the same to the pixel everywhere.
 
-Scenes hold textured, coloured shapes on patterned ground, with instances and parts known. Some
+Scenes hold textured, colored shapes on patterned ground, with instances and parts known. Some
 combinations of attributes never occur in training: a model must name them from the words alone.
 Reading order: vocabulary (classes, views, what is unseen), scenes, drawing, banks, bits; captions
 (single-object images for a tiny CLIP), points (prompts and masks for a tiny SAM), tokenizer,

@@ -13,8 +13,8 @@ from sammi_jax.typing import Bool, Int, NpArray, UInt8
 OUTLINE, HALF_A, HALF_B, TEXTURED = 1, 2, 3, 4
 STUFF_GROUND, STUFF_ELEMENT = 0, 4  # mortar and brick, gap and board, ...
 
-SHAPE_SIDE = 192  # canonical maps; the centre is at (96, 96)
-SHAPE_REACH = 64  # no shape reaches farther from the centre than this
+SHAPE_SIDE = 192  # canonical maps; the center is at (96, 96)
+SHAPE_REACH = 64  # no shape reaches farther from the center than this
 SHAPE_RADIUS = 52  # what an object's nominal radius becomes there
 TEXTURE_SIDE = 128  # side of a texture map; one texel is one pixel of the scene
 TEXTURE_PERIOD = 24  # of all textures: stripes and dots repeat after 6 texels, checks after 8
@@ -111,7 +111,7 @@ def _texture(name: str) -> UInt8[NpArray, "128 128"]:
     elif name == "checkered":
         mask = (x // 4 + y // 4) % 2 == 1
     elif name == "dotted":
-        # doubled coordinates: the centre of a dot lies between texels
+        # doubled coordinates: the center of a dot lies between texels
         u, v = 2 * (x % 6) - 5, 2 * (y % 6) - 5
         mask = u * u + v * v <= 11
     else:

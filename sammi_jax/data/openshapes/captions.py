@@ -1,7 +1,7 @@
 """Single-object images with captions: the training data of a tiny CLIP.
 
 A caption names some attributes of what it describes. It is kept as four small integers, (is_stuff,
-texture, colour, shape or pattern), -1 where an attribute is not named (and for stuff's texture), so
+texture, color, shape or pattern), -1 where an attribute is not named (and for stuff's texture), so
 that whether it is also true of another image is known: such an image is no negative for it.
 """
 
@@ -16,7 +16,7 @@ from sammi_jax.data.openshapes.drawing import UNIT, render
 from sammi_jax.data.openshapes.scenes import make_stuff, make_thing
 from sammi_jax.data.openshapes.vocabulary import (
     ANY_SHAPE,
-    COLOURS,
+    COLORS,
     PATTERNS,
     SEEN_PAIRS,
     SEEN_STUFF,
@@ -32,7 +32,7 @@ CAPTION_SIZE = 48
 REGIMES = ("web", "strict")
 TEMPLATE = SegmenterConfig.template
 
-_KEPT = (100, 75, 85, 85)  # percent: how often a caption names is_stuff, texture, colour, shape
+_KEPT = (100, 75, 85, 85)  # percent: how often a caption names is_stuff, texture, color, shape
 _LAYOUT_WORDS = 32
 
 
@@ -82,7 +82,7 @@ def caption_example(index: int, *, seed: int = 0, regime: str = "web") -> Captio
     scene = render([stuff], [thing], [], raw[_LAYOUT_WORDS:], size)
 
     attributes = np.array(
-        [(0, thing.texture, thing.colour, thing.shape), (1, -1, stuff.colour, stuff.pattern)],
+        [(0, thing.texture, thing.color, thing.shape), (1, -1, stuff.color, stuff.pattern)],
         np.int32,
     )
     keep = [[chance(words[16 + i], p) for i, p in enumerate(_KEPT)]]
@@ -95,9 +95,9 @@ def caption_example(index: int, *, seed: int = 0, regime: str = "web") -> Captio
 
 def caption_text(named: Int[NpArray, "4"]) -> str:
     """The caption of named attributes, in the segmenter's template."""
-    is_stuff, texture, colour, kind = (int(i) for i in named)
+    is_stuff, texture, color, kind = (int(i) for i in named)
     words = [TEXTURES[texture]] if texture >= 0 else []
-    words += [COLOURS[colour]] if colour >= 0 else []
+    words += [COLORS[color]] if color >= 0 else []
     if is_stuff:
         words.append(PATTERNS[kind])
     else:

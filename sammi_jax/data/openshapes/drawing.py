@@ -28,7 +28,7 @@ UNIT = 16  # positions and radii are in 1/16 pixel
 _TURN = 256  # tilt = 2 atan(k / 256), so that its sine and cosine are rational
 _ONE = 1 << 14  # 1.0 of sines and cosines
 
-# Colour by code: base * _SHADE / 256 + _WHITE. Texture elements are dark, or else whitened.
+# Color by code: base * _SHADE / 256 + _WHITE. Texture elements are dark, or else whitened.
 _SHADE = np.array([[0, 72, 256, 196, 0, 72, 108, 82], [0, 72, 256, 196, 0, 72, 96, 80]])
 _WHITE = np.array([[0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 156, 126]])
 # The outline has no texture: shape code + TEXTURED -> code.
@@ -42,8 +42,8 @@ class Stuff(NamedTuple):
     """A stuff region's kind and looks."""
 
     pattern: int
-    colour: int
-    base: tuple[int, ...]  # the colour of this region
+    color: int
+    base: tuple[int, ...]  # the color of this region
     offset: tuple[int, int]  # (y, x) of the window in the stuff map
 
 
@@ -51,7 +51,7 @@ class Thing(NamedTuple):
     """An object's kind and looks. Lengths in 1/16 pixel."""
 
     texture: int
-    colour: int
+    color: int
     shape: int
     x: int
     y: int
@@ -91,30 +91,30 @@ def render(
 ) -> Scene:
     """Draw the ground, then the objects in order, then noise over all.
 
-    One byte a pixel is painted, instance * 32 + paint; colours, classes and codes are read from
+    One byte a pixel is painted, instance * 32 + paint; colors, classes and codes are read from
     tables of 256 entries at the end. ``border`` (four words) parts two stuff regions; ``noise`` are
     the words whose bytes become the image's grain.
     """
     canvas = np.empty((size, size), np.uint8)
-    colours = np.zeros((256 // NUM_PAINTS, NUM_PAINTS, 3), np.int16)
+    colors = np.zeros((256 // NUM_PAINTS, NUM_PAINTS, 3), np.int16)
     codes = np.zeros((256 // NUM_PAINTS, NUM_PAINTS), np.uint8)
     classes = np.zeros(256 // NUM_PAINTS, np.int16)
     for i, stuff in enumerate(ground):
         window = tuple(slice(o, o + size) for o in stuff.offset)
         paint = banks().stuff[stuff.pattern][window] + np.uint8(NUM_PAINTS * i)
         np.copyto(canvas, paint, where=True if i == 0 else _beyond_border(border, size))
-        colours[i] = np.array(stuff.base) * _TONES[:, None] >> 8
+        colors[i] = np.array(stuff.base) * _TONES[:, None] >> 8
         codes[i] = _STUFF_CODES
-        classes[i] = stuff_class(stuff.pattern, stuff.colour)
+        classes[i] = stuff_class(stuff.pattern, stuff.color)
     for i, thing in enumerate(things, len(ground)):
         _draw(thing, i, canvas)
         shade, white = _SHADE[thing.whitened][:, None], _WHITE[thing.whitened][:, None]
-        colours[i, : len(shade)] = (np.array(thing.base) * shade >> 8) + white
+        colors[i, : len(shade)] = (np.array(thing.base) * shade >> 8) + white
         codes[i, : len(shade)] = range(len(shade))
-        classes[i] = object_class(thing.texture, thing.colour, thing.shape)
+        classes[i] = object_class(thing.texture, thing.color, thing.shape)
     raw = bytes_of(noise)[: canvas.size * 3].reshape(size, size, 3)
     # triangular in -15..15, sigma 6.5: the sum of a byte's two halves
-    image = (colours.reshape(256, 3) - 15).take(canvas, axis=0) + ((raw & 15) + (raw >> 4))
+    image = (colors.reshape(256, 3) - 15).take(canvas, axis=0) + ((raw & 15) + (raw >> 4))
     instances = canvas // NUM_PAINTS
     return Scene(
         image=image.clip(0, 255).astype(np.uint8),

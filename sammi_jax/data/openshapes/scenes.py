@@ -20,7 +20,7 @@ LAYOUT_WORDS = 128  # 32 for the ground, then 16 an object; the pixels' noise fo
 _GROUND_WORDS, _OBJECT_WORDS = 32, 16
 _MAX_TILT = 58  # 0.45 rad (drawing.Thing)
 
-# in the order of vocabulary.COLOURS
+# in the order of vocabulary.COLORS
 _PALETTE = (
     (214, 40, 40),
     (46, 160, 67),
@@ -73,32 +73,32 @@ def _layout(words: list[int], unseen: bool, size: int) -> tuple[list[Stuff], lis
     return ground, things
 
 
-def _vary(colour: int, amount: int, jitter: int) -> tuple[int, ...]:
-    """The colour x 0.82..1.1, then +-14 a channel, from two words."""
+def _vary(color: int, amount: int, jitter: int) -> tuple[int, ...]:
+    """The color x 0.82..1.1, then +-14 a channel, from two words."""
     scale = between(amount, 210, 282)
     shifts = (((jitter >> 16 * i & 0xFFFF) * 29 >> 16) - 14 for i in range(3))
     return tuple(
         min(255, max(0, (channel * scale >> 8) + shift))
-        for channel, shift in zip(_PALETTE[colour], shifts, strict=True)
+        for channel, shift in zip(_PALETTE[color], shifts, strict=True)
     )
 
 
 def make_stuff(kind: tuple[int, int], words: list[int]) -> Stuff:
-    """A region of (pattern, colour) with looks from four words; 45 % less saturated."""
-    pattern, colour = kind
-    vivid = _vary(colour, words[0], words[1])
+    """A region of (pattern, color) with looks from four words; 45 % less saturated."""
+    pattern, color = kind
+    vivid = _vary(color, words[0], words[1])
     base = tuple((channel * 55 + sum(vivid) * 15) // 100 for channel in vivid)
     offset = between(words[2], 0, STUFF_SIDE - 1), between(words[3], 0, STUFF_SIDE - 1)
-    return Stuff(pattern, colour, base, offset)
+    return Stuff(pattern, color, base, offset)
 
 
 def make_thing(
     pair: tuple[int, int], radius: int, span: tuple[int, int], words: list[int]
 ) -> Thing:
-    """An object of (texture, colour), its centre within ``span``, its looks from nine words."""
+    """An object of (texture, color), its center within ``span``, its looks from nine words."""
     return Thing(
         texture=pair[0],
-        colour=pair[1],
+        color=pair[1],
         shape=between(words[0], 0, len(SHAPES) - 1),
         x=between(words[1], *span),
         y=between(words[2], *span),

@@ -4,7 +4,7 @@ import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from sammi_jax.data.openshapes.captions import TEMPLATE
-from sammi_jax.data.openshapes.vocabulary import ANY_SHAPE, COLOURS, PATTERNS, SHAPES, TEXTURES
+from sammi_jax.data.openshapes.vocabulary import ANY_SHAPE, COLORS, PATTERNS, SHAPES, TEXTURES
 
 CONTEXT_LENGTH = 16  # the longest name in the template takes 12
 PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
@@ -17,7 +17,7 @@ def build_tokenizer() -> tokenizers.Tokenizer:
     ``CONTEXT_LENGTH``. Encoding an unknown word raises, rather than giving all of them one meaning.
     """
     template = TEMPLATE.format("").lower().split()
-    words = dict.fromkeys((*template, *TEXTURES, *COLOURS, ANY_SHAPE, *SHAPES, *PATTERNS))
+    words = dict.fromkeys((*template, *TEXTURES, *COLORS, ANY_SHAPE, *SHAPES, *PATTERNS))
     ids = {token: i for i, token in enumerate((PAD, *words, START, END))}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids))
     tokenizer.normalizer = normalizers.Lowercase()

@@ -1,7 +1,7 @@
 """The words of OpenShapes, its 168 classes, which of them are unseen, and the label views.
 
-A scene stores one class id a pixel: objects are ``(texture * 6 + colour) * 6 + shape`` (0..143),
-stuff is ``144 + pattern * 6 + colour``. A view renames these ids and sets names beside them.
+A scene stores one class id a pixel: objects are ``(texture * 6 + color) * 6 + shape`` (0..143),
+stuff is ``144 + pattern * 6 + color``. A view renames these ids and sets names beside them.
 """
 
 from dataclasses import dataclass
@@ -12,42 +12,42 @@ import numpy as np
 from sammi_jax.errors import SammiError
 from sammi_jax.typing import Int, NpArray, UInt8
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 TEXTURES = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "cross")
 PATTERNS = ("waves", "bricks", "gravel", "planks")
 ANY_SHAPE = "thing"  # stands for the shape where it is not named
 
-NUM_OBJECTS = len(TEXTURES) * len(COLOURS) * len(SHAPES)
-NUM_PAIRS = len(TEXTURES) * len(COLOURS)
-NUM_STUFF = len(PATTERNS) * len(COLOURS)
+NUM_OBJECTS = len(TEXTURES) * len(COLORS) * len(SHAPES)
+NUM_PAIRS = len(TEXTURES) * len(COLORS)
+NUM_STUFF = len(PATTERNS) * len(COLORS)
 IGNORE_LABEL = 255  # OpenShapes labels every pixel; only views cut to seen classes use it
 
 
-def object_class(texture: int, colour: int, shape: int) -> int:
+def object_class(texture: int, color: int, shape: int) -> int:
     """Class id of an object."""
-    return (texture * len(COLOURS) + colour) * len(SHAPES) + shape
+    return (texture * len(COLORS) + color) * len(SHAPES) + shape
 
 
-def stuff_class(pattern: int, colour: int) -> int:
+def stuff_class(pattern: int, color: int) -> int:
     """Class id of a stuff region."""
-    return NUM_OBJECTS + pattern * len(COLOURS) + colour
+    return NUM_OBJECTS + pattern * len(COLORS) + color
 
 
-def _pair_unseen(texture: int, colour: int) -> bool:
-    """Each colour loses exactly one texture, each texture one or two colours."""
-    return (colour + texture) % 4 == 0
+def _pair_unseen(texture: int, color: int) -> bool:
+    """Each color loses exactly one texture, each texture one or two colors."""
+    return (color + texture) % 4 == 0
 
 
-def _stuff_unseen(pattern: int, colour: int) -> bool:
-    return colour % 2 == 0 and (colour + 2 * pattern) % 4 == 0
+def _stuff_unseen(pattern: int, color: int) -> bool:
+    return color % 2 == 0 and (color + 2 * pattern) % 4 == 0
 
 
-_COLOUR_IDS = range(len(COLOURS))
-_PAIRS = [(t, c) for t in range(len(TEXTURES)) for c in _COLOUR_IDS]
-_STUFF = [(p, c) for p in range(len(PATTERNS)) for c in _COLOUR_IDS]
+_COLOR_IDS = range(len(COLORS))
+_PAIRS = [(t, c) for t in range(len(TEXTURES)) for c in _COLOR_IDS]
+_STUFF = [(p, c) for p in range(len(PATTERNS)) for c in _COLOR_IDS]
 
-# (texture, colour) of objects and (pattern, colour) of stuff, by whether training may show them.
+# (texture, color) of objects and (pattern, color) of stuff, by whether training may show them.
 SEEN_PAIRS = tuple(pair for pair in _PAIRS if not _pair_unseen(*pair))
 UNSEEN_PAIRS = tuple(pair for pair in _PAIRS if _pair_unseen(*pair))
 SEEN_STUFF = tuple(kind for kind in _STUFF if not _stuff_unseen(*kind))
@@ -103,9 +103,9 @@ class View:
 
 
 def _make_views() -> dict[str, View]:
-    pair_names = tuple(f"{TEXTURES[t]} {COLOURS[c]} {ANY_SHAPE}" for t, c in _PAIRS)
-    object_names = tuple(f"{TEXTURES[t]} {COLOURS[c]} {s}" for t, c in _PAIRS for s in SHAPES)
-    stuff_names = tuple(f"{COLOURS[c]} {PATTERNS[p]}" for p, c in _STUFF)
+    pair_names = tuple(f"{TEXTURES[t]} {COLORS[c]} {ANY_SHAPE}" for t, c in _PAIRS)
+    object_names = tuple(f"{TEXTURES[t]} {COLORS[c]} {s}" for t, c in _PAIRS for s in SHAPES)
+    stuff_names = tuple(f"{COLORS[c]} {PATTERNS[p]}" for p, c in _STUFF)
     unseen_ids = {object_class(*pair, s) for pair in UNSEEN_PAIRS for s in range(len(SHAPES))}
     unseen_ids |= {stuff_class(*kind) for kind in UNSEEN_STUFF}
 

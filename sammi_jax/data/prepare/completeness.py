@@ -29,7 +29,7 @@ def check_complete(
     if count not in split.counts:
         unit = "images" if layout.tile is None else "tiles"
         expected = " or ".join(f"{number:,}" for number in split.counts)
-        problems.append(f"{count:,} labelled {unit}, not {expected}")
+        problems.append(f"{count:,} labeled {unit}, not {expected}")
     return "; ".join(problems) or None
 
 

@@ -24,7 +24,7 @@ class Report:
         images: how many there are.
         sizes_differ: examples whose label has another size than their image.
         outside: pixels of each label value that is neither a class nor ignored.
-        pixels: labelled pixels of each class, int64 ``[C]``.
+        pixels: labeled pixels of each class, int64 ``[C]``.
         images_with: images in which each class occurs, int64 ``[C]``.
         ignored: pixels that do not count.
     """
@@ -86,10 +86,10 @@ def examine(
 def random_miou(pixels: NpArray) -> float:
     """Mean IoU in percent of a guess that gives every pixel any of the C classes alike.
 
-    A class with the share f of the labelled pixels has IoU f / (C f + 1 - f).
+    A class with the share f of the labeled pixels has IoU f / (C f + 1 - f).
 
     Args:
-        pixels: labelled pixels of each class, ``[C]``.
+        pixels: labeled pixels of each class, ``[C]``.
     """
     share = pixels / max(int(pixels.sum()), 1)
     return float(np.mean(share / (len(pixels) * share + 1 - share))) * 100

@@ -113,5 +113,5 @@ def _tolerant() -> Iterator[None]:
 
 
 def label_bytes(example: Example) -> bytes:
-    """The label as a grey PNG of 8 or 16 bits."""
+    """The label as a gray PNG of 8 or 16 bits."""
     return png_bytes(np.ascontiguousarray(example.label))

@@ -1,7 +1,7 @@
 """Label files of every format to raw values, and raw values to train ids.
 
 `READERS` has one function a format: a `Pair` in, int ``[H, W]`` out. `LabelMap` then maps values or
-colours to train ids, and names the file that holds one which the set does not know.
+colors to train ids, and names the file that holds one which the set does not know.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,15 @@ _HALF, _WHITE = 128, 255
 
 
 class LabelMap:
-    """Raw values, or packed colours, to the train ids of a vocabulary."""
+    """Raw values, or packed colors, to the train ids of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.ignore_index = vocabulary.ignore_index
         self._name = vocabulary.name
         table = dict(vocabulary.train_id_by_value)
-        for index, colour in enumerate(vocabulary.rgb_by_class):
-            table[int(pack_rgb(np.array(colour, np.uint8)))] = index
-        self._colours = bool(vocabulary.rgb_by_class)
+        for index, color in enumerate(vocabulary.rgb_by_class):
+            table[int(pack_rgb(np.array(color, np.uint8)))] = index
+        self._colors = bool(vocabulary.rgb_by_class)
         self._keys = np.array(sorted(table), np.int64)
         self._train_ids = np.array([table[int(key)] for key in self._keys], np.int32)
         self._other = _UNKNOWN if vocabulary.other_values is None else vocabulary.other_values
@@ -44,7 +44,7 @@ class LabelMap:
         """Train ids, uint8 or uint16 ``[H, W]``.
 
         Args:
-            raw: int ``[H, W]``: values, or colours of `pack_rgb`.
+            raw: int ``[H, W]``: values, or colors of `pack_rgb`.
             where: the file, for errors.
 
         Raises:
@@ -59,7 +59,7 @@ class LabelMap:
         return as_label_dtype(label, self._largest, where)
 
     def _look_up(self, raw: NpArray) -> NpArray:
-        if self._colours:  # too many for a table
+        if self._colors:  # too many for a table
             at = np.minimum(np.searchsorted(self._keys, raw), len(self._keys) - 1)
             return np.where(self._keys[at] == raw, self._train_ids[at], self._other)
         table = np.full(int(self._keys[-1]) + 2, self._other, np.int32)  # the last: all beyond
@@ -70,21 +70,19 @@ class LabelMap:
         values, counts = np.unique(unknown, return_counts=True)
         shown = [self._show(int(value)) for value in values[:_MAX_LISTED]]
         more = f" and {len(values) - _MAX_LISTED} more" if len(values) > _MAX_LISTED else ""
-        what = "colours" if self._colours else "values"
+        what = "colors" if self._colors else "values"
         raise SammiError(
             f"{where}: {what} that {self._name} does not know: {', '.join(shown)}{more} "
             f"({counts.sum()} pixels); is it the owner's file of this very set?"
         )
 
     def _show(self, value: int) -> str:
-        return (
-            f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self._colours else str(value)
-        )
+        return f"({value >> 16}, {value >> 8 & 255}, {value & 255})" if self._colors else str(value)
 
 
-def pack_rgb(colours: NpArray) -> NpArray:
-    """One number for each colour of uint8 ``[..., 3]``: int64 ``[...]``."""
-    wide = colours.astype(np.int64)
+def pack_rgb(colors: NpArray) -> NpArray:
+    """One number for each color of uint8 ``[..., 3]``: int64 ``[...]``."""
+    wide = colors.astype(np.int64)
     return wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
 
 
@@ -106,12 +104,12 @@ def open_label(path: Path, load: bool = True) -> Image.Image:
 
 
 def read_index(path: Path) -> NpArray:
-    """Values of a grey, palette (its indices), 1-bit or 16-bit picture, int32 ``[H, W]``."""
+    """Values of a gray, palette (its indices), 1-bit or 16-bit picture, int32 ``[H, W]``."""
     image = open_label(path)
     if image.mode == "F" or len(image.getbands()) > 1:
         raise SammiError(
             f"{path}: a picture of mode {image.mode} where one with a class number for each pixel "
-            "was expected (grey or palette PNG, 16-bit PNG or TIFF)"
+            "was expected (gray or palette PNG, 16-bit PNG or TIFF)"
         )
     return np.asarray(image).astype(np.int32)
 
@@ -124,24 +122,24 @@ def _index(pair: Pair, _: int) -> NpArray:
     return read_index(pair.labels[0])
 
 
-def _colours(pair: Pair, _: int) -> NpArray:
+def _colors(pair: Pair, _: int) -> NpArray:
     return pack_rgb(_rgb(pair.labels[0]))
 
 
-def _colour_halves(pair: Pair, _: int) -> NpArray:
+def _color_halves(pair: Pair, _: int) -> NpArray:
     """Potsdam: some of its masks have shades, so each channel counts as 0 or 255."""
     return pack_rgb((_rgb(pair.labels[0]) > _HALF) * np.uint8(_WHITE))
 
 
 def _luma(pair: Pair, _: int) -> NpArray:
-    """UAVid: MESS maps the grey value of each colour."""
+    """UAVid: MESS maps the gray value of each color."""
     return np.asarray(open_label(pair.labels[0]).convert("RGB").convert("L"))
 
 
 def _ade_full(pair: Pair, _: int) -> NpArray:
     """ADE20K in full: red holds the class's hundreds (of 256) times ten, green the rest."""
-    colours = _rgb(pair.labels[0]).astype(np.int32)
-    return colours[..., 0] // 10 * 256 + colours[..., 1]
+    colors = _rgb(pair.labels[0]).astype(np.int32)
+    return colors[..., 0] // 10 * 256 + colors[..., 1]
 
 
 def _full_white(pair: Pair, _: int) -> NpArray:
@@ -223,8 +221,8 @@ def _context_segments(index: Path) -> dict[str, tuple[int, int, list[dict[str, A
 
 READERS: dict[str, Callable[[Pair, int], NpArray]] = {
     "index": _index,
-    "rgb": _colours,
-    "rgb_halves": _colour_halves,
+    "rgb": _colors,
+    "rgb_halves": _color_halves,
     "luma": _luma,
     "ade_full": _ade_full,
     "full_white": _full_white,

@@ -58,7 +58,7 @@ def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
 
 
 def resize_linear(image: NpArray, height: int, width: int) -> NpArray:
-    """OpenCV's INTER_LINEAR on uint8 ``[H, W, C]``: half-pixel centres, no antialiasing.
+    """OpenCV's INTER_LINEAR on uint8 ``[H, W, C]``: half-pixel centers, no antialiasing.
 
     Its fixed-point arithmetic is followed to the bit, cut-off digits included.
     """
@@ -74,10 +74,10 @@ def resize_linear(image: NpArray, height: int, width: int) -> NpArray:
 
 
 def _axis(source: int, target: int) -> tuple[NpArray, NpArray, NpArray]:
-    """Both neighbours of each target pixel, and the fixed-point weight of the second."""
-    centre = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
-    low = np.floor(centre).astype(np.int64)
-    weight = np.rint((centre - low.astype(np.float32)) * (1 << _FIXED_BITS)).astype(np.int64)
+    """Both neighbors of each target pixel, and the fixed-point weight of the second."""
+    center = ((np.arange(target) + 0.5) * (1 / (target / source)) - 0.5).astype(np.float32)
+    low = np.floor(center).astype(np.int64)
+    weight = np.rint((center - low.astype(np.float32)) * (1 << _FIXED_BITS)).astype(np.int64)
     weight[low < 0] = 0
     low = np.clip(low, 0, source - 1)
     return low, np.minimum(low + 1, source - 1), weight

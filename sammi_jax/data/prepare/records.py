@@ -31,13 +31,13 @@ def write_shard(path: Path, examples: Iterable[Example], largest_label: int) -> 
         largest_label: decides, for the whole set, whether labels have 8 or 16 bits.
     """
     array_record = _array_record()
-    serialise = _serialiser(largest_label)
+    serialize = _serializer(largest_label)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         writer = array_record.ArrayRecordWriter(os.fspath(temporary), _GROUP)
         try:
             for example in examples:
-                writer.write(serialise(example))
+                writer.write(serialize(example))
         finally:
             writer.close()
         with temporary.open("rb") as file:
@@ -139,21 +139,21 @@ def _features(largest_label: int) -> Any:
     )
 
 
-def _serialiser(largest_label: int) -> Any:
+def _serializer(largest_label: int) -> Any:
     from tensorflow_datasets.core import example_serializer
 
     features = _features(largest_label)
     module: Any = example_serializer  # its abstract base hides the arguments
-    serialiser = module.ExampleSerializer(features.get_serialized_info())
+    serializer = module.ExampleSerializer(features.get_serialized_info())
 
-    def serialise(example: Example) -> bytes:
+    def serialize(example: Example) -> bytes:
         fields = {
             "image": example.image,
             "label": label_bytes(example),
             "file_name": example.file_name,
         }
         # Not serialize_example: a protobuf's map has another order in every process.
-        message = serialiser.get_tf_example(features.encode_example(fields))
+        message = serializer.get_tf_example(features.encode_example(fields))
         return message.SerializeToString(deterministic=True)
 
-    return serialise
+    return serialize

@@ -117,7 +117,7 @@ def _plan(
                 "rest, or prepare what there is with --allow-incomplete"
             )
         if not pairs[split.name]:
-            raise SammiError(f"{source}: {vocabulary.name}/{split.name} has no labelled image")
+            raise SammiError(f"{source}: {vocabulary.name}/{split.name} has no labeled image")
         complete = complete and not problem
     return _Work(layout, vocabulary, pairs, complete)
 

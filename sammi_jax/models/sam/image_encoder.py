@@ -122,7 +122,7 @@ class ImageEncoder(nnx.Module):
         self.neck = Neck(config.width, config.out_channels, rngs=rngs)
 
     def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
-        """Encode normalised, padded images of side ``image_size``."""
+        """Encode normalized, padded images of side ``image_size``."""
         x = self.patch_embed(image) + self.pos_embed[...]
         return self.neck(self._run_stages(x))
 

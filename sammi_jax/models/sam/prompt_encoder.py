@@ -67,9 +67,9 @@ class PromptEncoder(nnx.Module):
         self.no_mask_embed = nnx.Param(normal(rngs.params(), (dim,)))
 
     def image_pe(self) -> Float[Array, "g g c"]:
-        """Positional encoding of the centres of the image embedding's cells."""
-        centre = (jnp.arange(self.grid_size) + 0.5) / self.grid_size
-        y, x = jnp.meshgrid(centre, centre, indexing="ij")
+        """Positional encoding of the centers of the image embedding's cells."""
+        center = (jnp.arange(self.grid_size) + 0.5) / self.grid_size
+        y, x = jnp.meshgrid(center, center, indexing="ij")
         return self.position(jnp.stack([x, y], axis=-1))
 
     def embed_points(
@@ -78,7 +78,7 @@ class PromptEncoder(nnx.Module):
         """Embed points.
 
         Args:
-            points: (x, y) in pixels of the padded input; a pixel's centre is at its index + 0.5.
+            points: (x, y) in pixels of the padded input; a pixel's center is at its index + 0.5.
             labels: 1 on the object, 0 off it, -1 no point, 2 and 3 a box's corners.
         """
         position = self.position((points + 0.5) / self.image_size)

@@ -35,7 +35,7 @@ class Sam(nnx.Module):
 
     @jax.named_scope("sam_encoder")
     def encode_image(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
-        """Embed normalised, zero-padded images of side ``image_size``."""
+        """Embed normalized, zero-padded images of side ``image_size``."""
         return self.image_encoder(image)
 
     def decode(

@@ -102,7 +102,7 @@ class PromptTask(Task[Sam]):
         del key
         examples, task = batch.examples, self._task
         images = preprocess(examples["images"].astype(jnp.float32), task.model.image_size)
-        points = examples["points"]  # pixel indices: the prompt encoder adds the half to the centre
+        points = examples["points"]  # pixel indices: the prompt encoder adds the half to the center
         labels = jnp.ones(points.shape[:2], jnp.int32)
         logits, estimate = model.decode(model.encode_image(images), points, labels)
         target = examples["targets"]

@@ -25,7 +25,7 @@ from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.class_sampling import relabel, sample_classes
-from sammi_jax.ops.colour import jitter_colours
+from sammi_jax.ops.color import jitter_colors
 from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.text.tokenizer import Tokenizer
@@ -46,7 +46,7 @@ class SegmentRules(Rules[Sammi]):
     Args:
         task: the model and what is asked of it.
         ignore_label: label of pixels without a class.
-        photographs: whether colours are jittered.
+        photographs: whether colors are jittered.
 
     Raises:
         SammiError: mask noise for a model without masks, or no class a step.
@@ -86,13 +86,13 @@ class SegmentRules(Rules[Sammi]):
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """CAT-Seg's cross-entropy, and for SAM-MI the prompter's auxiliary loss."""
         examples, masks = batch.examples, self._task.model.masks
-        colour_key, noise_key, class_key = jax.random.split(key, 3)
+        color_key, noise_key, class_key = jax.random.split(key, 3)
         token_ids, labels = self._sample(batch, class_key)
         class_mask = jnp.ones(token_ids.shape[0], bool)
         pooling = self._task.model.aggregator.pooling_size
         images = examples["images"].astype(jnp.float32)
         if self._photographs:
-            images = jitter_colours(images, colour_key)
+            images = jitter_colors(images, color_key)
         noise, perturb = self._task.mask_noise, None
         if noise is not None:
             perturb = partial(add_noise, key=noise_key, **asdict(noise))

@@ -1,4 +1,4 @@
-"""What a segmenter trains on: the labelled set, and where they are cached SAM's embeddings."""
+"""What a segmenter trains on: the labeled set, and where they are cached SAM's embeddings."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,12 +19,12 @@ _MEND = "make one for this one: sammi cache --config FILE --out DIR"
 
 
 def is_random(data: DataConfig) -> bool:
-    """Whether an example looks different from epoch to epoch: crop, mirror, colours."""
+    """Whether an example looks different from epoch to epoch: crop, mirror, colors."""
     return data.name != OPENSHAPES and data.augment == "random"
 
 
 def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, list[Any]]:
-    """The labelled set, and what is done to its examples: nothing to scenes that are drawn."""
+    """The labeled set, and what is done to its examples: nothing to scenes that are drawn."""
     data, size = config.data, task.model.crop_size
     if data.num_examples is not None and data.num_examples < 1:
         raise SammiError(f"data.num_examples={data.num_examples}: train on one example at least")
@@ -55,7 +55,7 @@ def describe_embeddings(
         raise SammiError("this model has no SAM (task.model.masks), so it has nothing to cache")
     if is_random(config.data):
         raise SammiError(
-            f"{config.data.name} is trained with random crops and colours, so SAM's embeddings "
+            f"{config.data.name} is trained with random crops and colors, so SAM's embeddings "
             "differ from epoch to epoch; set data.augment=none to train on whole pictures"
         )
     dataset, transforms = training_set(config, task)

@@ -1,4 +1,4 @@
-"""Colour jitter on the device, as detectron2's ``ColorAugSSDTransform`` (after SSD's training).
+"""Color jitter on the device, as detectron2's ``ColorAugSSDTransform`` (after SSD's training).
 
 Brightness first; then contrast before or after saturation and hue, each with probability one half.
 Every step ends in whole numbers of 0..255, and hue is OpenCV's of 0..179, as in the original.
@@ -15,7 +15,7 @@ HUE = 18  # added: a whole number in plus or minus, of OpenCV's half degrees
 _HUES = 180.0
 
 
-def jitter_colours(images: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
+def jitter_colors(images: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
     """Jitter RGB images of 0..255, each on its own."""
     return jax.vmap(_jitter)(images, jax.random.split(key, images.shape[0]))
 
