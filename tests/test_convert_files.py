@@ -25,6 +25,7 @@ from sammi_jax.config.model import (
 from sammi_jax.convert import sammi as convert_sammi
 from sammi_jax.data.openshapes import build_tokenizer
 from sammi_jax.layers.init import Keys
+from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.proposals import SamInput
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.text.tokenizer import Tokenizer
@@ -263,9 +264,9 @@ def test_sam(tmp_path, sam_file, layout, rng):
 
 
 def segment_plainly(model, clip_in, text):
-    mask = jnp.ones(len(text), bool)
+    text = ClassTexts(text[:, None], jnp.ones(len(text), bool))
     layout = ViewLayout(model.config.aggregator.grid_size)
-    output = model(clip_in[:, None], None, text[:, None], mask, layout=layout, pooling_size=1)
+    output = model(clip_in[:, None], None, text, layout=layout, pooling_size=1)
     return output.logits[:, 0]
 
 
@@ -314,10 +315,10 @@ def test_sammi_from_catseg(sammi_folder, catseg_folder, sam_file, tmp_path):
 
 
 def segment_with_masks(model, clip_in, text, sam_image):
-    mask = jnp.ones(len(text), bool)
+    text = ClassTexts(text[:, None], jnp.ones(len(text), bool))
     layout = ViewLayout(model.config.aggregator.grid_size)
     sam_input = SamInput(sam_image, jnp.full((1, 2), float(SIDE)))
-    output = model(clip_in[:, None], sam_input, text[:, None], mask, layout=layout, pooling_size=1)
+    output = model(clip_in[:, None], sam_input, text, layout=layout, pooling_size=1)
     return output.logits[:, 0]
 
 

@@ -134,7 +134,7 @@ def test_an_interrupted_preparation_resumes(tmp_path, small_shards, monkeypatch)
 KILLED = """
 import sys, time
 from pathlib import Path
-from sammi_jax.data import prepare as module
+from sammi_jax.data.prepare import write as module
 module._PAIRS_PER_SHARD = 4
 make = module.make_examples
 def slow(pair, *rest):

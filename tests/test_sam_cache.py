@@ -333,7 +333,7 @@ def test_killed_while_writing(tmp_path):
 import json, os, signal, sys
 import numpy as np
 from sammi_jax.config import from_dict
-from sammi_jax.data.sam_cache import CacheInfo, writing_cache
+from sammi_jax.data.input.embeddings import CacheInfo, writing_cache
 info = from_dict(CacheInfo, json.load(open("info.json")))
 with writing_cache("cache", info) as writer:
     writer.write(np.ones((4, 8, 8, 16), np.float32), 0)

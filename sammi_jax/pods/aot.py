@@ -90,7 +90,7 @@ class Compiled:
             do not fit, what the compiler says that it would need.
         model_flops: of the whole step's matrix products and convolutions, as traced: recomputation
             is left out, so that it does not count as use.
-        cost: see `sammi_jax.hlo`; None where the step does not fit.
+        cost: see `sammi_jax.pods.hlo`; None where the step does not fit.
         compile_s: seconds.
     """
 

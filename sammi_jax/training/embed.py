@@ -1,4 +1,4 @@
-"""SAM's image encoder over a training set, once, into a cache (`sammi_jax.data.sam_cache`)."""
+"""SAM's image encoder over a training set, once, into a cache (`data.input.embeddings`)."""
 
 from collections.abc import Callable
 from contextlib import closing

@@ -1,4 +1,4 @@
-"""The tasks that `sammi_jax.loop` trains."""
+"""The tasks that `sammi_jax.training.loop` trains."""
 
 from sammi_jax.config.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.errors import SammiError
