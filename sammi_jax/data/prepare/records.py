@@ -5,13 +5,12 @@ catalogue needs neither.
 """
 
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sammi_jax.data.prepare.examples import Example, label_bytes
-from sammi_jax.files import read_json
+from sammi_jax.files import atomic_file, read_json
 
 VERSION = "1.0.0"
 _GROUP = "group_size:1"  # as TFDS writes: every record can be read alone
@@ -23,7 +22,7 @@ def shard_path(folder: Path, name: str, split: str, number: int, total: int) -> 
 
 
 def write_shard(path: Path, examples: Iterable[Example], largest_label: int) -> None:
-    """Write one shard, whole or not at all.
+    """Write one shard atomically.
 
     Args:
         path: of `shard_path`.
@@ -32,20 +31,13 @@ def write_shard(path: Path, examples: Iterable[Example], largest_label: int) -> 
     """
     array_record = _array_record()
     serialize = _serializer(largest_label)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    with atomic_file(path) as temporary:
         writer = array_record.ArrayRecordWriter(os.fspath(temporary), _GROUP)
         try:
             for example in examples:
                 writer.write(serialize(example))
         finally:
             writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def count_records(path: Path) -> int:
@@ -105,7 +97,7 @@ def write_metadata(
 
 
 def open_records(folder: Path, split: str) -> Any:
-    """TFDS's random access to a split, its pictures as undecoded bytes."""
+    """TFDS's random access to a split, its images as undecoded bytes."""
     import tensorflow_datasets as tfds
 
     undecoded: Any = tfds.decode.SkipDecoding  # a decorator hides its arguments
