@@ -13,7 +13,7 @@ def colors(rng):
     return rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
 
 
-def test_rgba_grey_palette_and_cmyk_become_rgb(tmp_path, colors):
+def test_rgba_gray_palette_and_cmyk_become_rgb(tmp_path, colors):
     rgb = Image.fromarray(colors)
     rgba = rgb.convert("RGBA")
     rgba.putalpha(40)
@@ -44,7 +44,7 @@ def test_exif_orientation_is_applied(tmp_path, colors):
 
 
 def test_unreadable_files_name_the_culprit(tmp_path, colors):
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(colors).save(tmp_path / "cut.jpg")
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -63,7 +63,7 @@ def test_unreadable_files_name_the_culprit(tmp_path, colors):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 4, 2), (4,)])
-def test_arrays_that_are_no_pictures(shape):
+def test_arrays_that_are_no_images(shape):
     with pytest.raises(SammiError, match="image array"):
         load_image(np.zeros(shape, np.uint8))
     with pytest.raises(SammiError, match="float64"):

@@ -1,4 +1,4 @@
-"""A source pair becomes the examples that are stored: mapped, and where the set asks, cut."""
+"""From a pair of source files to stored examples: labels mapped, images tiled or resized."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ class Example:
 
     Attributes:
         file_name: unique within its split.
-        image: a JPEG or PNG file, the owner's own bytes unless the set is cut or resized.
+        image: a JPEG or PNG file, byte for byte the owner's unless the set is tiled or resized.
         label: train ids, uint8 or uint16 ``[H, W]``.
     """
 
@@ -43,7 +43,7 @@ class Example:
 
 
 def make_examples(pair: Pair, layout: Layout, label_map: LabelMap) -> Iterator[Example]:
-    """The examples of one pair: one, several tiles, or none where all is ignored.
+    """The examples of one pair: one, several tiles, or none where every pixel is ignored.
 
     Raises:
         SammiError: a file that cannot be read, or a label value that the set does not know.
@@ -87,7 +87,7 @@ def _tiled(
 
 
 def _file_bytes(path: Path, cut_short: bool) -> tuple[bytes, str]:
-    """The file as it is if it is a whole JPEG or PNG, else a PNG of its pixels; and its suffix."""
+    """The bytes of a complete JPEG or PNG file, else a PNG of its pixels; and the suffix."""
     data = path.read_bytes()
     try:
         image = Image.open(BytesIO(data))
@@ -98,12 +98,12 @@ def _file_bytes(path: Path, cut_short: bool) -> tuple[bytes, str]:
         if cut_short:
             with _tolerant():
                 return png_bytes(load_image(path)), ".png"
-    return png_bytes(load_image(path)), ".png"  # or the error of a file that cannot be read
+    return png_bytes(load_image(path)), ".png"  # raises an error if it cannot be read
 
 
 @contextmanager
 def _tolerant() -> Iterator[None]:
-    """Pillow fills in what a file that ends early lacks."""
+    """Let Pillow decode files that end early; it fills in the missing pixels."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:

@@ -1,4 +1,4 @@
-"""Pictures and label maps as bytes and arrays: PNG files, tiles, and OpenCV's two resizes."""
+"""Images and label maps as bytes and arrays: PNG files, tiles, and OpenCV's two resizes."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from sammi_jax.errors import SammiError
+from sammi_jax.images import crop_square
 from sammi_jax.typing import NpArray
 
 _FIXED_BITS = 11  # OpenCV rounds its interpolation weights to 1/2048
@@ -26,18 +27,15 @@ def label_from_png(data: bytes) -> NpArray:
 
 
 def tiles(array: NpArray, side: int, fill: int) -> Iterator[NpArray]:
-    """Non-overlapping squares of ``side`` in reading order; what sticks out holds ``fill``."""
+    """Non-overlapping squares of ``side`` in reading order, filled with ``fill`` at the end."""
     height, width = array.shape[:2]
     for top in range(0, height, side):
         for left in range(0, width, side):
-            tile = np.full((side, side, *array.shape[2:]), fill, array.dtype)
-            part = array[top : top + side, left : left + side]
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
+            yield crop_square(array, top, left, side, fill)
 
 
 def count_tiles(height: int, width: int, side: int) -> int:
-    """How many `tiles` a picture has."""
+    """How many `tiles` an image has."""
     return -(-height // side) * -(-width // side)
 
 
@@ -60,7 +58,7 @@ def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
 def resize_linear(image: NpArray, height: int, width: int) -> NpArray:
     """OpenCV's INTER_LINEAR on uint8 ``[H, W, C]``: half-pixel centers, no antialiasing.
 
-    Its fixed-point arithmetic is followed to the bit, cut-off digits included.
+    Equal to it in every bit: the same fixed-point arithmetic, rounded at the same places.
     """
     top, bottom, down = _axis(image.shape[0], height)
     left, right, along = _axis(image.shape[1], width)
