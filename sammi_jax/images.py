@@ -65,16 +65,22 @@ def _check_array(array: NpArray) -> NpArray:
     return np.ascontiguousarray(array[..., :3])
 
 
-def resize_short_side(image: NpArray, short: int = SHORT_SIDE, long: int = LONG_SIDE) -> NpArray:
-    """Bilinear (antialiased) resize so that the short side is ``short``, the long at most ``long``.
+def resize_short_side(image: NpArray, short: int = SHORT_SIDE) -> NpArray:
+    """Bilinear (antialiased) resize of uint8 ``[H, W, 3]`` to `short_side_shape`.
 
     This is detectron2's ResizeShortestEdge, which CAT-Seg uses.
     """
-    height, width = image.shape[:2]
+    height, width = short_side_shape(image.shape[0], image.shape[1], short)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def short_side_shape(
+    height: int, width: int, short: int, long: float = LONG_SIDE
+) -> tuple[int, int]:
+    """(height, width) scaled so that the short side is ``short`` and the long at most ``long``."""
     scale = short / min(height, width)
     scale *= min(1.0, long / (max(height, width) * scale))
-    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def crop_square(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:

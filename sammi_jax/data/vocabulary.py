@@ -12,6 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
+
 from sammi_jax.errors import SammiError
 
 _FOLDER = files("sammi_jax.data") / "vocabularies"
@@ -68,6 +70,12 @@ class Vocabulary:
     def num_classes(self) -> int:
         """How many classes are evaluated."""
         return max(self.merge) + 1
+
+    @property
+    def label_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The type of stored labels: train ids and `ignore_index` fit 8 or 16 bits."""
+        largest = max(self.ignore_index, self.num_classes - 1)
+        return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
 
     @property
     def texts(self) -> tuple[str, ...]:

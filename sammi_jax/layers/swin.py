@@ -11,10 +11,9 @@ the guidance is projected once an image instead of once a class: equal up to rou
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
-from sammi_jax.layers.attention import dot_product_attention
+from sammi_jax.layers.attention import dot_product_attention, merge_heads, split_heads
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
 from sammi_jax.ops.windows import shifted_window_mask, window_merge, window_partition
@@ -41,14 +40,13 @@ class WindowAttention(nnx.Module):
         bias: Float[Array, "n m m"] | None = None,
     ) -> Float[Array, "b t n m c"]:
         """Attend among each window's ``m`` tokens; ``bias`` is added to the scores."""
-        split = lambda y: rearrange(y, "... m (h d) -> ... h m d", h=self.num_heads)  # noqa: E731
         heads = dot_product_attention(
-            split(guided_linear(self.query, x, guidance)),
-            split(guided_linear(self.key, x, guidance)),
-            split(self.value(x)),
+            split_heads(guided_linear(self.query, x, guidance), self.num_heads),
+            split_heads(guided_linear(self.key, x, guidance), self.num_heads),
+            split_heads(self.value(x), self.num_heads),
             bias=None if bias is None else bias[:, None],
         )
-        return self.out(rearrange(heads, "... h m d -> ... m (h d)"))
+        return self.out(merge_heads(heads))
 
 
 class SwinBlock(nnx.Module):

@@ -1,5 +1,6 @@
 """From a pair of source files to stored examples: labels mapped, images tiled or resized."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from sammi_jax.data.prepare.pixels import (
     png_bytes,
     resize_linear,
     resize_nearest,
-    short_side_shape,
     tiles,
 )
 from sammi_jax.data.prepare.sentinel import read_sentinel
 from sammi_jax.errors import SammiError
-from sammi_jax.images import load_image
+from sammi_jax.images import load_image, short_side_shape
 from sammi_jax.typing import NpArray
 
 _KEPT_FORMATS = ("JPEG", "PNG")
@@ -69,7 +69,7 @@ def make_examples(pair: Pair, layout: Layout, label_map: LabelMap) -> Iterator[E
 
 def _resized(pair: Pair, image: NpArray, label: NpArray, short: int) -> Example:
     if min(label.shape) > short:
-        shape = short_side_shape(label.shape[0], label.shape[1], short)
+        shape = short_side_shape(label.shape[0], label.shape[1], short, long=math.inf)
         image, label = resize_linear(image, *shape), resize_nearest(label, *shape)
         return Example(f"{pair.key}.png", png_bytes(image), label)
     data, suffix = _file_bytes(pair.image, cut_short=False)

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sammi_jax.data.prepare.pairs import Pair
-from sammi_jax.data.prepare.pixels import as_label_dtype
 from sammi_jax.data.prepare.rle import decode_rle
 from sammi_jax.data.vocabulary import Vocabulary
 from sammi_jax.errors import SammiError, listed
@@ -37,7 +36,7 @@ class LabelMap:
         self._keys = np.array(sorted(table), np.int64)
         self._train_ids = np.array([table[int(key)] for key in self._keys], np.int32)
         self._other = _UNKNOWN if vocabulary.other_values is None else vocabulary.other_values
-        self._largest = max(vocabulary.ignore_index, vocabulary.num_classes - 1)
+        self._dtype = vocabulary.label_dtype
 
     def __call__(self, raw: NpArray, where: str) -> NpArray:
         """Train ids, uint8 or uint16 ``[H, W]``.
@@ -55,7 +54,7 @@ class LabelMap:
         unknown = label == _UNKNOWN
         if unknown.any():
             raise self._unknown_values(raw[unknown], where)
-        return as_label_dtype(label, self._largest, where)
+        return label.astype(self._dtype)
 
     def _look_up(self, raw: NpArray) -> NpArray:
         if self._colors:  # too many for a table

@@ -6,7 +6,6 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from sammi_jax.errors import SammiError
 from sammi_jax.images import crop_square
 from sammi_jax.typing import NpArray
 
@@ -37,13 +36,6 @@ def tiles(array: NpArray, side: int, fill: int) -> Iterator[NpArray]:
 def count_tiles(height: int, width: int, side: int) -> int:
     """How many `tiles` an image has."""
     return -(-height // side) * -(-width // side)
-
-
-def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
-    """The (height, width) with that short side; the long one is rounded."""
-    if height <= width:
-        return short, int(short / height * width + 0.5)
-    return int(short / width * height + 0.5), short
 
 
 def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
@@ -79,14 +71,3 @@ def _axis(source: int, target: int) -> tuple[NpArray, NpArray, NpArray]:
     weight[low < 0] = 0
     low = np.clip(low, 0, source - 1)
     return low, np.minimum(low + 1, source - 1), weight
-
-
-def as_label_dtype(label: NpArray, largest: int, where: str) -> NpArray:
-    """The train ids as uint8 if ``largest`` fits, else as uint16.
-
-    Raises:
-        SammiError: even 16 bits are too few.
-    """
-    if largest > np.iinfo(np.uint16).max:
-        raise SammiError(f"{where}: class {largest} does not fit 16 bits")
-    return label.astype(np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)

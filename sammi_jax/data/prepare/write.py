@@ -46,10 +46,6 @@ class _Work:
     pairs: dict[str, list[Pair]]  # of each split
     complete: bool
 
-    @property
-    def largest_label(self) -> int:
-        return max(self.vocabulary.ignore_index, self.vocabulary.num_classes - 1)
-
     def shards(self, split: str) -> list[list[Pair]]:
         size = _PAIRS_PER_SHARD if self.layout.tile is None else _CUT_PAIRS_PER_SHARD
         pairs = self.pairs[split]
@@ -164,7 +160,7 @@ def _write_split(partial: Path, work: _Work, split: str) -> list[Path]:
                 bar.update(len(pairs))
             else:
                 examples = _examples(pairs, work.layout, label_map, bar)
-                write_shard(path, examples, work.largest_label)
+                write_shard(path, examples, work.vocabulary.label_dtype)
             paths.append(path)
     if not sum(count_records(path) for path in paths):
         raise SammiError(f"{title}: every pixel of every label is ignored; check --source")
@@ -185,8 +181,8 @@ def _finish(partial: Path, folder: Path, work: _Work, shards: dict[str, list[Pat
     for path in partial.iterdir():
         if path not in known:  # the plan, and what a killed process left of a shard
             path.unlink()
-    metadata = _metadata(work)
-    write_metadata(partial, work.vocabulary.name, shards, work.largest_label, metadata)
+    vocabulary = work.vocabulary
+    write_metadata(partial, vocabulary.name, shards, vocabulary.label_dtype, _metadata(work))
     rename_folder(partial, folder)
 
 
