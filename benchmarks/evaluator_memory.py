@@ -1,7 +1,7 @@
-"""Memory of the evaluator's two programs at the real sizes, as XLA's compiler states it.
+"""Memory of the evaluator's two programs at the real sizes, as reported by XLA's compiler.
 
 SAM-MI of CLIP ViT-B/16 and SAM ViT-B, canvas 640 with windows of 384, labels up to 1024 x 1024,
-batches of 8 images on one device. The programs are compiled for shapes alone: no weights, no run.
+batches of 8 images on one device. The programs are compiled, without weights, and do not run.
 
 Command:   python benchmarks/evaluator_memory.py [--batch 8]
 Hardware:  two CPU cores (CPU backend), 3 minutes

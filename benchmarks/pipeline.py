@@ -1,8 +1,8 @@
 """Images a second of the training input pipeline: decode, resize, crop, mirror, batches of 4.
 
-Pictures of 640 x 480 (JPEG, quality 90) and their labels (PNG) are drawn, prepared as ADE20K-150 by
-`sammi_jax.data.prepare` and read as in training, crops of 384. "Plain decode" is the same source
-read by one thread and nothing else. Runs of all kinds alternate; the medians are printed.
+Images of 640 x 480 (JPEG, quality 90) and their labels (PNG) are generated, prepared as ADE20K-150
+by `sammi_jax.data.prepare` and read as in training, in crops of 384. "Plain decode" only reads the
+same source, in one thread. Runs of all kinds alternate; the medians are printed.
 
 Command:   python benchmarks/pipeline.py [--images 256] [--runs 5]
 Hardware:  two CPU cores, 2 minutes
@@ -26,27 +26,27 @@ from sammi_jax.data.prepare.write import prepare
 from sammi_jax.data.sources import PreparedSource
 
 SIZE, CROP, BATCH_SIZE, NUM_CLASSES, IGNORE = (480, 640), 384, 4, 150, 255
-NUM_PICTURES, WARM_UP = 64, 12  # batches: more than what is made ahead
+NUM_FILES, WARM_UP = 64, 12  # batches: more than are made ahead
 Timing = tuple[float, float | None]  # images/s; CPU milliseconds an image, where they are known
 
 
-def draw_pictures(folder: Path) -> None:
-    """Pictures with structure at every scale, and labels of a few dozen regions."""
+def generate_files(folder: Path) -> None:
+    """Images with structure at every scale, and labels of a few dozen regions."""
     root = folder / "ADEChallengeData2016"
     images, labels = root / "images/validation", root / "annotations/validation"
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_FILES):
         rng = np.random.default_rng(number)
-        picture = np.zeros((*SIZE, 3), np.float32)
+        image = np.zeros((*SIZE, 3), np.float32)
         for cells, strength in ((4, 60), (16, 40), (64, 25), (240, 12)):
             noise = rng.normal(0, strength, (cells, cells, 3)).astype(np.float32)
             for channel in range(3):
                 layer = Image.fromarray(noise[..., channel])
-                picture[..., channel] += np.asarray(
+                image[..., channel] += np.asarray(
                     layer.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC)
                 )
-        pixels = np.clip(picture + 128, 0, 255).astype(np.uint8)
+        pixels = np.clip(image + 128, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(images / f"{number:04d}.jpg", quality=90)
         sites = rng.uniform(0, 1, (30, 2)) * SIZE
         rows, columns = np.indices(SIZE)
@@ -64,7 +64,7 @@ def plain_decode(source: PreparedSource, num_images: int) -> Timing:
 
 
 def pipeline(source: PreparedSource, num_images: int, workers: int) -> Timing:
-    """Training batches, the first of which do not count."""
+    """Training batches; the first ones are not timed."""
     crop = TrainCrop(CROP, IGNORE)
     batches = iterate(batch_stream(source, [crop], batch_size=BATCH_SIZE, seed=0), 0, workers)
     for batch in itertools.islice(batches, WARM_UP):
@@ -74,7 +74,7 @@ def pipeline(source: PreparedSource, num_images: int, workers: int) -> Timing:
         pass
     found = _timing(num_images // BATCH_SIZE * BATCH_SIZE, began, cpu)
     batches.close()
-    return found if workers == 0 else (found[0], None)  # the workers' time is not this process's
+    return found if workers == 0 else (found[0], None)  # CPU time of other processes is unknown
 
 
 def _timing(num_images: int, began: float, cpu: float) -> Timing:
@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        draw_pictures(folder)
+        generate_files(folder)
         prepared = prepare(
             "ade20k_150", folder, folder / "data", splits=["validation"], allow_incomplete=True
         )

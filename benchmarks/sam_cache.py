@@ -1,11 +1,11 @@
 """Training steps with and without a cache of SAM's embeddings, and what the rows' type costs.
 
-Forward, backward and update of a configuration's real step, on random weights, pictures and rows:
+Forward, backward and update of a configuration's real step, on random weights, images and rows:
 times do not depend on the values. Both programs are compiled first; then their steps alternate,
-and medians are printed. FLOPs are counted from the trace (`sammi_jax.flops`).
+and medians are printed. FLOPs are counted from the trace (`sammi_jax.training.flops`).
 
 Command:   python benchmarks/sam_cache.py [--runs 30]
-           python benchmarks/sam_cache.py --config configs/sammi_vitb16.py --runs 0 \
+           python benchmarks/sam_cache.py --config sammi_vitb16 --runs 0 \
                --set batch_size=4 --set data.augment=none --set task.remat=none
 Hardware:  two CPU cores; compiling the two programs is most of it. --runs 0 compiles nothing.
 """
@@ -36,11 +36,11 @@ from sammi_jax.training.tasks.segment import SegmentRules
 from sammi_jax.training.tasks.segment_data import ENCODER
 from sammi_jax.weights.params import flat_params
 
-NO_CLASS = 255  # as the ignored label: none is drawn
+NO_CLASS = 255  # the ignored label, which `make_batch` does not use
 
 
 def make_batch(shapes: Batch, vocab_size: int) -> Batch:
-    """Random pictures, labels, tokens and rows of the given shapes."""
+    """Random images, labels, tokens and rows of the given shapes."""
     rng = np.random.default_rng(0)
     num_classes = shapes.shared["token_ids"].shape[0]
     draw = {
@@ -81,7 +81,7 @@ def make_run(
 
 
 def rounding(config: TrainConfig, task: SegmentConfig, params: dict[str, Any]) -> str:
-    """Relative L2 error of embeddings that are stored in 16 bits, on random pictures."""
+    """Relative L2 error of embeddings that are stored in 16 bits, on random images."""
     assert task.model.masks is not None
     encoder = {p.removeprefix(ENCODER): v for p, v in params.items() if p.startswith(ENCODER)}
     encode = make_encoder(task.model.masks.sam, encoder, "float32", make_mesh(config.mesh))
@@ -98,7 +98,7 @@ def rounding(config: TrainConfig, task: SegmentConfig, params: dict[str, Any]) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", default="configs/openshapes_sammi.py")
+    parser.add_argument("--config", default="openshapes_sammi")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=value")
     parser.add_argument("--runs", type=int, default=30, help="steps of each kind; 0: FLOPs only")
     options = parser.parse_args()

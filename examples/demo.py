@@ -1,8 +1,8 @@
-"""`make demo`: the main job on embedded data, through the commands that real runs use.
+"""`make demo`: training, evaluation and segmentation on generated data, with the `sammi` commands.
 
 Trains a tiny CLIP, a tiny SAM, CAT-Seg on the CLIP, and SAM-MI on both, evaluates them on classes
-that training saw and did not see, and segments a few scenes. Every stage is a command of its own,
-printed before it runs; nothing here knows how to train or to evaluate.
+that training saw and did not see, and segments a few scenes. Each stage is one command, which is
+printed before it runs: `sammi train`, `sammi eval` or `sammi segment`.
 """
 
 import argparse
@@ -23,17 +23,19 @@ from PIL import Image
 from sammi_jax.data.openshapes import OpenShapes
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.report import markdown
+from sammi_jax.files import write_atomic
 
 _ROOT = Path(__file__).resolve().parent.parent
+_SAMMI = ("-m", "sammi_jax")  # `python -m sammi_jax` is the command `sammi`
 _DATASET, _IMAGES = "os48/val_unseen", 120  # it holds classes of both kinds
 # Programs this small run as fast when XLA optimizes less, and compile a good deal faster.
 _ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
-_OUT = "pictures"
-_PICTURES = (1, 2, 5, 8)  # scenes of val_unseen that are drawn
+_OUT = "images"
+_SCENES = (1, 2, 5, 8)  # examples of val_unseen that are segmented
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every stage; the exit code of the first that fails."""
+    """Run every stage; the exit code is 1 if one fails."""
     parser = argparse.ArgumentParser(description="Train and evaluate the tiny models.")
     parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="for all output")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
@@ -49,14 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(work: Path, seed: int) -> int:
-    """All stages; a training whose model is already there is left alone, one cut short resumed."""
+    """All stages. Training is skipped where the model exists, and resumes where it was stopped."""
     work = work.resolve()
     stages = _Stages(work)
     clip, sam, catseg, sammi = (
         work / name / "model" for name in ("clip", "sam", "catseg", "sammi")
     )
-    # Models this small leave a good part of two cores idle: what does not depend on each other
-    # runs side by side.
+    # Models this small leave much of two cores idle: stages that do not depend on each other run at
+    # the same time.
     with stages.beside("train sam", sam, *_training(sam, seed)):
         stages.run("train clip", clip, *_training(clip, seed))
         stages.run("train catseg", catseg, *_training(catseg, seed, f"task.clip={clip}"))
@@ -70,8 +72,8 @@ def run(work: Path, seed: int) -> int:
         stages.run("evaluate sammi", None, *_evaluation(sammi))
     titled = (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi))
     table = _table([result for title, model in titled for result in _results(title, model)], stages)
-    (work / "results.md").write_text(table)
-    print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {work / _OUT}")
+    write_atomic(work / "results.md", table)
+    print(f"\n{table}\nTable: {work / 'results.md'}\nImages: {work / _OUT}")
     return 0
 
 
@@ -89,7 +91,7 @@ class _Stages:
         self._logs = work / "logs"
 
     def run(self, stage: str, made: Path | None, *command: object) -> None:
-        """Run a command on the terminal, unless what it makes is there."""
+        """Run a command on the terminal, unless the folder that it makes exists."""
         if made is not None and made.is_dir():
             return
         words = [sys.executable, *map(str, command)]
@@ -100,7 +102,9 @@ class _Stages:
 
     @contextmanager
     def beside(self, stage: str, made: Path | None, *command: object) -> Iterator[None]:
-        """Run a command while the block runs, unless what it makes is there; it prints to a file.
+        """Run a command while the block runs, unless the folder that it makes exists.
+
+        It prints to a file.
 
         Raises:
             subprocess.CalledProcessError: it failed; what it printed is shown.
@@ -133,12 +137,11 @@ def _shown(words: Sequence[str]) -> str:
 def _training(model: Path, seed: int, *settings: str) -> list[object]:
     folder = model.parent
     pairs = [part for setting in (f"seed={seed}", *settings) for part in ("--set", setting)]
-    config = f"configs/openshapes_{folder.name}.py"
-    return ["train.py", "--config", config, "--workdir", folder, *pairs]
+    return [*_SAMMI, "train", "--config", f"openshapes_{folder.name}", "--workdir", folder, *pairs]
 
 
 def _evaluation(model: Path) -> list[object]:
-    return ["eval.py", "--config", "configs/openshapes_sammi.py",
+    return [*_SAMMI, "eval", "--config", "openshapes_sammi",
             "--set", f"eval.num_examples={_IMAGES}", "--model", model,
             "--datasets", _DATASET, "--workdir", model.parent / "eval"]  # fmt: skip
 
@@ -149,14 +152,14 @@ def _results(title: str, model: Path) -> list[dict]:
 
 
 def _segmentation(work: Path, model: Path) -> list[object]:
-    """`sammi segment` on a few scenes, which are saved as they are first."""
+    """`sammi segment` on a few scenes, which are written as PNG files first."""
     scenes = work / "scenes"
     source = OpenShapes("val_unseen", "os48")
     shutil.rmtree(scenes, ignore_errors=True)
     scenes.mkdir(parents=True)
-    for index in _PICTURES:
+    for index in _SCENES:
         Image.fromarray(np.asarray(source[index]["image"])).save(scenes / f"scene{index}.png")
-    return ["-m", "sammi_jax", "segment", *sorted(scenes.iterdir()), "--classes",
+    return [*_SAMMI, "segment", *sorted(scenes.iterdir()), "--classes",
             ", ".join(source.view.class_names), "--model", model, "--out",
             work / _OUT]  # fmt: skip
 

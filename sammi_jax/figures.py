@@ -1,4 +1,4 @@
-"""How results are drawn: palettes, label maps, overlays, panels with legends, and curves."""
+"""Drawing of results: palettes, label maps, overlays, panels with legends, and curves."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def palette(num_classes: int) -> UInt8[NpArray, "n 3"]:
 
 
 def class_colors(num_classes: int, colors: Colors | None) -> UInt8[NpArray, "n 3"]:
-    """A data set's own colors, or `palette` where it has none."""
+    """The colors of a data set, or `palette` where it has none."""
     return palette(num_classes) if colors is None else np.array(colors, np.uint8)
 
 

@@ -1,4 +1,8 @@
-"""Files as we treat them: checked JSON, and folders that appear whole or not at all."""
+"""Files and folders: checked JSON, and writing atomically.
+
+What is written atomically gets its name only when it is complete and on the disk. If the process is
+killed or the disk is full, what was there before stays.
+"""
 
 import json
 import os
@@ -28,30 +32,58 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an error's message, to be quoted in one of ours."""
+    """The first line of an error's message, to be quoted in a message of this package."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:limit]
 
 
-@contextmanager
-def whole_or_nothing(folder: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes ``folder`` at the end, and vanishes on any error.
+def write_json(path: Path, value: Any) -> None:
+    """Write a value of JSON's types atomically, indented, in UTF-8."""
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # A path that is not UTF-8 holds lone surrogates: "backslashreplace" writes JSON's escapes.
+    write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
-    ``folder`` must be absent or empty; parents are made.
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file atomically, text as UTF-8; parent folders are created."""
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path``: the file written there replaces ``path`` at the end.
+
+    On any error it is deleted instead. Parent folders are created.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
+    temporary = _temporary_sibling(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that is renamed to it at the end.
+
+    On any error it is deleted instead. ``folder`` must be absent or empty; its parents are created.
+    """
+    temporary = _temporary_sibling(folder)
     temporary.mkdir()
     try:
         yield temporary
-        publish(temporary, folder)
+        rename_folder(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def publish(temporary: Path, folder: Path) -> None:
-    """Give a finished folder its name, with all that is in it on the disk.
+def rename_folder(temporary: Path, folder: Path) -> None:
+    """Rename a complete folder once everything in it is on the disk.
 
     ``folder`` must be absent or empty.
     """
@@ -59,6 +91,12 @@ def publish(temporary: Path, folder: Path) -> None:
         _sync(path)
     os.rename(temporary, folder)  # replaces an empty folder, and nothing else
     _sync(folder.parent)
+
+
+def _temporary_sibling(path: Path) -> Path:
+    """A hidden name that no other process uses, in the same folder: a rename is then atomic."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _sync(path: Path) -> None:
@@ -70,10 +108,10 @@ def _sync(path: Path) -> None:
 
 
 def check_destination(folder: str | Path) -> Path:
-    """The path, if a model folder can be written there.
+    """The absolute path of a folder that is to be created.
 
     Raises:
-        SammiError: something is there already.
+        SammiError: something is there already, other than an empty folder.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.is_dir() and not any(folder.iterdir()):

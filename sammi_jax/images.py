@@ -1,6 +1,6 @@
-"""Image files and arrays on the host: decoding, resizing, and the inputs of the models.
+"""Image files and arrays on the host: decoding, resizing and cropping.
 
-Nothing here touches a device. Every picture becomes uint8 RGB ``[H, W, 3]`` first.
+Nothing here touches a device. Every image becomes uint8 RGB ``[H, W, 3]`` first.
 """
 
 from pathlib import Path
@@ -15,9 +15,9 @@ SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
 def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
-    """Read a picture as uint8 RGB ``[H, W, 3]``.
+    """Read an image as uint8 RGB ``[H, W, 3]``.
 
-    Gray, palette, RGBA (alpha is dropped), CMYK and 16-bit pictures are converted; the EXIF
+    Gray, palette, RGBA (alpha is dropped), CMYK and 16-bit images are converted; the EXIF
     orientation is applied.
 
     Args:
@@ -65,13 +65,27 @@ def _check_array(array: NpArray) -> NpArray:
     return np.ascontiguousarray(array[..., :3])
 
 
-def resize_short_side(image: NpArray, short: int = SHORT_SIDE, long: int = LONG_SIDE) -> NpArray:
-    """Bilinear (antialiased) resize so that the short side is ``short``, the long at most ``long``.
+def resize_short_side(image: NpArray, short: int = SHORT_SIDE) -> NpArray:
+    """Bilinear (antialiased) resize of uint8 ``[H, W, 3]`` to `short_side_shape`.
 
-    This is detectron2's ResizeShortestEdge, which CAT-Seg's evaluation uses.
+    This is detectron2's ResizeShortestEdge, which CAT-Seg uses.
     """
-    height, width = image.shape[:2]
+    height, width = short_side_shape(image.shape[0], image.shape[1], short)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def short_side_shape(
+    height: int, width: int, short: int, long: float = LONG_SIDE
+) -> tuple[int, int]:
+    """(height, width) scaled so that the short side is ``short`` and the long at most ``long``."""
     scale = short / min(height, width)
     scale *= min(1.0, long / (max(height, width) * scale))
-    size = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def crop_square(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:
+    """The square ``[side, side, ...]`` at (top, left); ``fill`` where it leaves the array."""
+    square = np.full((side, side, *array.shape[2:]), fill, array.dtype)
+    part = array[top : top + side, left : left + side]
+    square[: part.shape[0], : part.shape[1]] = part
+    return square

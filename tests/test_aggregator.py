@@ -1,4 +1,4 @@
-"""The aggregator's own rules: padding, absent classes, windows, the raw-cost skip."""
+"""Rules of the aggregator: padding, absent classes, windows, the raw-cost skip."""
 
 from dataclasses import replace
 

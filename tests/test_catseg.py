@@ -223,7 +223,7 @@ def _eps(tiny, patch):
 
 
 def _no_shift_mask(tiny, patch):
-    patch.setattr(swin, "STRANGER_BIAS", 0.0)
+    patch.setattr(swin, "MASK_BIAS", 0.0)
     return tiny.block(0, 1), tiny.tokens("layer0_block2")
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: counts and hashes of every vocabulary, names, own folders, the doctor."""
+"""The catalogue: counts and hashes of every vocabulary, names, user folders, examination."""
 
 import json
 import pickle
@@ -150,21 +150,21 @@ def test_names_that_do_not_open(tmp_path, name, message):
         open_dataset(name, data_dir=tmp_path)
 
 
-def own_folder(tmp_path, labels, suffix=".png", classes="sky\nbuilding, edifice\n"):
+def user_folder(tmp_path, labels, suffix=".png", classes="sky\nbuilding, edifice\n"):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir(parents=True, exist_ok=True)
     (tmp_path / "classes.txt").write_text(classes)
     for name, label in labels.items():
         label = np.array(label)
-        picture = np.zeros((*label.shape, 3), np.uint8)
-        Image.fromarray(picture).save(tmp_path / "images" / f"{name}.jpg")
+        pixels = np.zeros((*label.shape, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.jpg")
         dtype = np.uint8 if label.max() < 256 else np.uint16
         Image.fromarray(label.astype(dtype)).save(tmp_path / "labels" / f"{name}{suffix}")
     return tmp_path
 
 
-def test_an_own_folder_opens(tmp_path):
-    folder = own_folder(tmp_path, {"b": [[0, 1], [255, 1]], "a": [[1, 1]]})
+def test_a_user_folder_opens(tmp_path):
+    folder = user_folder(tmp_path, {"b": [[0, 1], [255, 1]], "a": [[1, 1]]})
     dataset = open_dataset(f"folder:{folder}")
     assert dataset.class_names == ("sky", "building")
     assert (dataset.num_classes, dataset.ignore_label) == (2, 255)
@@ -179,26 +179,26 @@ def test_an_own_folder_opens(tmp_path):
         open_dataset(f"folder:{folder}", 3)
 
 
-def test_an_own_folder_with_many_classes_has_wide_labels(tmp_path):
+def test_a_user_folder_with_many_classes_has_wide_labels(tmp_path):
     names = "\n".join(f"class{i}" for i in range(300))
-    folder = own_folder(tmp_path, {"a": [[255, 299, 65535]]}, classes=names)
+    folder = user_folder(tmp_path, {"a": [[255, 299, 65535]]}, classes=names)
     dataset = open_dataset(f"folder:{folder}")
     assert dataset.ignore_label == 65535
     assert dataset.source[0]["label"].tolist() == [[255, 299, 65535]]
 
 
-def test_own_folders_that_lack_something(tmp_path):
+def test_user_folders_that_lack_something(tmp_path):
     with pytest.raises(SammiError, match="has no folder images"):
         open_dataset(f"folder:{tmp_path}")
-    folder = own_folder(tmp_path, {"a": [[0]], "b": [[0]]})
+    folder = user_folder(tmp_path, {"a": [[0]], "b": [[0]]})
     (folder / "labels" / "a.png").unlink()
     (folder / "images" / "b.jpg").unlink()
     with pytest.raises(SammiError, match="a has no label, b has no image"):
         open_dataset(f"folder:{folder}")
 
 
-def test_an_image_on_its_side_is_turned(tmp_path):
-    folder = own_folder(tmp_path, {"a": [[0, 1, 0]]})
+def test_the_exif_orientation_is_applied(tmp_path):
+    folder = user_folder(tmp_path, {"a": [[0, 1, 0]]})
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (1, 3)).save(folder / "images" / "a.jpg", exif=exif)
@@ -207,12 +207,12 @@ def test_an_image_on_its_side_is_turned(tmp_path):
     assert examine(source, 2, 255).sound
 
 
-# --- the doctor ---
+# --- examination ---
 
 
-def test_the_doctor_counts(tmp_path):
+def test_examine_counts(tmp_path):
     labels = {"a": [[0, 0, 1, 255]], "b": [[2, 2, 2, 9]], "c": [[0, 0, 0, 0]]}
-    folder = own_folder(tmp_path, labels, classes="sky\ntree\n")
+    folder = user_folder(tmp_path, labels, classes="sky\ntree\n")
     Image.new("RGB", (4, 2)).save(folder / "images" / "c.jpg")
     report = examine(open_dataset(f"folder:{folder}").source, 2, 255)
     assert report.pixels.tolist() == [6, 1]
@@ -239,9 +239,9 @@ def test_random_miou_is_what_random_guesses_score(rng):
 
 
 def test_a_wrong_mapping_changes_the_random_score(tmp_path):
-    """Two classes swapped keep it, two classes joined do not: frequencies are what it sees."""
-    right = own_folder(tmp_path / "r", {"a": [[0] * 6 + [1] * 3 + [2]]}, classes="a\nb\nc\n")
-    wrong = own_folder(tmp_path / "w", {"a": [[0] * 6 + [1] * 4]}, classes="a\nb\nc\n")
+    """Two classes swapped keep it, two classes joined do not: it follows from the frequencies."""
+    right = user_folder(tmp_path / "r", {"a": [[0] * 6 + [1] * 3 + [2]]}, classes="a\nb\nc\n")
+    wrong = user_folder(tmp_path / "w", {"a": [[0] * 6 + [1] * 4]}, classes="a\nb\nc\n")
     scores = [
         examine(open_dataset(f"folder:{folder}").source, 3, 255).random_miou
         for folder in (right, wrong)

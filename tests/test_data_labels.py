@@ -17,7 +17,6 @@ from sammi_jax.data.prepare.pixels import (
     png_bytes,
     resize_linear,
     resize_nearest,
-    short_side_shape,
     tiles,
 )
 from sammi_jax.data.prepare.rle import decode_rle, unpack_runs
@@ -48,7 +47,7 @@ def save(path, array, mode=None):
     return path
 
 
-# --- the reference's own results on real files ---
+# --- the reference's results on real files ---
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def test_mat(tmp_path):
 
 
 def pack_runs(runs):
-    """An encoder of its own: five bits a character, differences from the fourth run on."""
+    """An independent encoder: five bits a character, differences from the fourth run on."""
     text = ""
     for index, run in enumerate(runs):
         value = run - runs[index - 2] if index > 2 else run
@@ -297,7 +296,7 @@ def test_a_value_outside_the_mapping_names_the_file(tmp_path, name, value):
         train_ids(name, file)
 
 
-def test_a_color_picture_is_no_index_label(tmp_path):
+def test_a_color_image_is_no_index_label(tmp_path):
     file = save(tmp_path / "a.png", np.zeros((2, 2, 3), np.uint8))
     with pytest.raises(SammiError, match=r"mode RGB where one with a class number"):
         train_ids("ade20k_150", file)
@@ -314,13 +313,13 @@ def test_every_set_has_a_reader():
 
 
 def test_tiles():
-    picture = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
-    cut = list(tiles(picture, 4, 255))
+    array = np.arange(5 * 7, dtype=np.uint8).reshape(5, 7)
+    cut = list(tiles(array, 4, 255))
     assert len(cut) == 4
-    np.testing.assert_array_equal(cut[0], picture[:4, :4])
-    np.testing.assert_array_equal(cut[1][:, :3], picture[:4, 4:])
+    np.testing.assert_array_equal(cut[0], array[:4, :4])
+    np.testing.assert_array_equal(cut[1][:, :3], array[:4, 4:])
     assert (cut[1][:, 3] == 255).all()
-    assert (cut[3][:1, :3] == picture[4:, 4:]).all()
+    assert (cut[3][:1, :3] == array[4:, 4:]).all()
     assert (cut[3][1:] == 255).all()
 
 
@@ -335,8 +334,6 @@ def test_resizing_follows_opencv():
         [53, 90, 164],
         [238, 24, 98],
     ]
-    assert short_side_shape(1467, 2200, 512) == (512, 768)
-    assert short_side_shape(2200, 1467, 512) == (768, 512)
 
 
 def test_png_keeps_sixteen_bits(rng):

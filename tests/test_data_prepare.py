@@ -1,4 +1,4 @@
-"""Preparing: what is written, that it resumes to the same bytes, and what it refuses."""
+"""Preparing: what is written, resuming to the same bytes, and errors."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from sammi_jax.errors import SammiError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def picture(path, height=6, width=8, seed=0, label=None):
+def save_image(path, height=6, width=8, seed=0, label=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     if label is None:
         rng = np.random.default_rng(seed)
@@ -37,10 +37,10 @@ def picture(path, height=6, width=8, seed=0, label=None):
 def ade(folder, count, split="validation"):
     for index in range(count):
         name = f"ADE_val_{index:08}"
-        picture(folder / "images" / split / f"{name}.jpg", seed=index)
+        save_image(folder / "images" / split / f"{name}.jpg", seed=index)
         values = np.full((6, 8), index % 150 + 1)
         values[0, 0] = 0
-        picture(folder / "annotations" / split / f"{name}.png", label=values)
+        save_image(folder / "annotations" / split / f"{name}.png", label=values)
     return folder
 
 
@@ -166,7 +166,7 @@ def test_a_killed_preparation_resumes(tmp_path, small_shards):
     )
 
 
-def test_another_source_starts_anew(tmp_path, small_shards, monkeypatch):
+def test_another_source_starts_again(tmp_path, small_shards, monkeypatch):
     source = ade(tmp_path / "in", 6)
     monkeypatch.setattr(
         prepare_module, "_finish", lambda *_: (_ for _ in ()).throw(OSError("full"))
@@ -180,10 +180,10 @@ def test_another_source_starts_anew(tmp_path, small_shards, monkeypatch):
     assert len(open_dataset("ade20k_150", data_dir=tmp_path / "out").source) == 7
 
 
-# --- refusals ---
+# --- errors ---
 
 
-def test_a_half_copied_source_is_refused_by_name(tmp_path):
+def test_missing_files_of_a_source_are_named(tmp_path):
     source = ade(tmp_path / "in", 5)
     (source / "annotations" / "validation" / "ADE_val_00000003.png").unlink()
     (source / "images" / "validation" / "ADE_val_00000001.jpg").unlink()
@@ -197,7 +197,7 @@ def test_a_half_copied_source_is_refused_by_name(tmp_path):
     assert len(open_dataset("ade20k_150", data_dir=tmp_path / "out").source) == 3
 
 
-def test_a_missing_split_is_refused(tmp_path):
+def test_a_missing_split_raises_an_error(tmp_path):
     source = ade(tmp_path / "in", 2)
     with pytest.raises(SammiError, match=r"has no file images/training/\{id\}\.jpg"):
         prepare("ade20k_150", source, tmp_path / "out", allow_incomplete=True)
@@ -209,7 +209,7 @@ def test_a_missing_split_is_refused(tmp_path):
 
 def test_a_complete_source_needs_no_flag(tmp_path):
     for index in range(20 + 8):
-        picture(tmp_path / "in" / "CHASEDB1" / f"Image_{index:02}.jpg", seed=index)
+        save_image(tmp_path / "in" / "CHASEDB1" / f"Image_{index:02}.jpg", seed=index)
         mask = Image.fromarray(np.eye(6, 8) > 0)
         mask.save(tmp_path / "in" / "CHASEDB1" / f"Image_{index:02}_1stHO.png")
     prepare("mess_chase_db1", tmp_path / "in", tmp_path / "out")
@@ -226,7 +226,7 @@ def test_damaged_files_and_wrong_values_are_named(tmp_path):
         prepare_ade(source, tmp_path / "a")
     source = ade(tmp_path / "two", 2)
     label = source / "annotations" / "validation" / "ADE_val_00000000.png"
-    picture(label, label=np.full((6, 8), 200))
+    save_image(label, label=np.full((6, 8), 200))
     with pytest.raises(SammiError, match=r"ADE_val_00000000\.png: values .* not know: 200 \(48"):
         prepare_ade(source, tmp_path / "b")
 
@@ -238,16 +238,16 @@ def test_a_prepared_set_is_not_overwritten(tmp_path):
         prepare_ade(source, tmp_path / "out")
 
 
-# --- what single sets ask for ---
+# --- what single sets need ---
 
 
 def voc(folder, labels):
     (folder / "ImageSets" / "Segmentation").mkdir(parents=True)
     (folder / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(labels) + "\n")
     for name, label in labels.items():
-        picture(folder / "JPEGImages" / f"{name}.jpg", 1, len(label))
-        picture(folder / "SegmentationClass" / f"{name}.png", label=[label])
-    picture(folder / "SegmentationClass" / "train_only.png", label=[[1]])
+        save_image(folder / "JPEGImages" / f"{name}.jpg", 1, len(label))
+        save_image(folder / "SegmentationClass" / f"{name}.png", label=[label])
+    save_image(folder / "SegmentationClass" / "train_only.png", label=[[1]])
     return folder
 
 
@@ -267,7 +267,7 @@ def test_voc_drops_images_without_a_class(tmp_path):
 def test_other_sets_keep_images_without_a_class(tmp_path):
     source = ade(tmp_path / "in", 2)
     label = source / "annotations" / "validation" / "ADE_val_00000000.png"
-    picture(label, label=np.zeros((6, 8)))
+    save_image(label, label=np.zeros((6, 8)))
     prepare_ade(source, tmp_path / "out")
     dataset = open_dataset("ade20k_150", data_dir=tmp_path / "out")
     assert len(dataset.source) == 2
@@ -276,7 +276,7 @@ def test_other_sets_keep_images_without_a_class(tmp_path):
 
 def test_a_damaged_list_of_images_is_named(tmp_path):
     folder = tmp_path / "VOC2010"
-    picture(folder / "JPEGImages" / "2008_1.jpg")
+    save_image(folder / "JPEGImages" / "2008_1.jpg")
     (folder / "trainval_merged.json").write_text("{")
     with pytest.raises(SammiError, match="lists the images of the split is damaged"):
         prepare("pascal_context_59", folder, tmp_path / "out", allow_incomplete=True)
@@ -289,7 +289,7 @@ def test_tiles_are_cut_and_counted(tmp_path):
     for part in ("test-org-img", "test-label-img"):
         (folder / part).mkdir(parents=True)
     Image.fromarray(image).save(folder / "test-org-img" / "7.jpg")
-    picture(folder / "test-label-img" / "7_lab.png", label=label)
+    save_image(folder / "test-label-img" / "7_lab.png", label=label)
     with pytest.raises(SammiError, match="4 labeled tiles, not 5,571"):
         prepare("mess_floodnet", tmp_path / "in", tmp_path / "out")
     prepare("mess_floodnet", tmp_path / "in", tmp_path / "out", allow_incomplete=True)
@@ -308,8 +308,8 @@ def test_tiles_are_cut_and_counted(tmp_path):
 def test_uavid_pairs_over_two_folders(tmp_path):
     for seq, color in (("seq16", (128, 0, 0)), ("seq17", (64, 64, 0))):
         folder = tmp_path / "uavid_val" / seq
-        picture(folder / "Images" / "000000.png")
-        picture(folder / "Labels" / "000000.png", label=np.broadcast_to(color, (6, 8, 3)))
+        save_image(folder / "Images" / "000000.png")
+        save_image(folder / "Labels" / "000000.png", label=np.broadcast_to(color, (6, 8, 3)))
     prepare("mess_uavid", tmp_path, tmp_path / "out", allow_incomplete=True)
     source = open_dataset("mess_uavid", data_dir=tmp_path / "out").source
     found = [(source[i]["file_name"], int(source[i]["label"][0, 0])) for i in range(2)]
@@ -337,12 +337,14 @@ def test_worldfloods_bands(tmp_path, monkeypatch):
 
 def test_persons_cut_short_are_completed(tmp_path):
     folder = tmp_path / "LV-MHP-v1"
-    picture(folder / "images" / "0001.jpg", 40, 40)
+    save_image(folder / "images" / "0001.jpg", 40, 40)
     data = (folder / "images" / "0001.jpg").read_bytes()
     (folder / "images" / "0001.jpg").write_bytes(data[:-30])
     (folder / "test_list.txt").write_text("0001.jpg\n")
     for number in (1, 2):
-        picture(folder / "annotations" / f"0001_02_0{number}.png", label=np.full((40, 40), number))
+        save_image(
+            folder / "annotations" / f"0001_02_0{number}.png", label=np.full((40, 40), number)
+        )
     prepare("mess_mhp_v1", tmp_path, tmp_path / "out", allow_incomplete=True)
     example = open_dataset("mess_mhp_v1", data_dir=tmp_path / "out").source[0]
     assert example["image"].shape == (40, 40, 3)
@@ -353,8 +355,8 @@ def test_cub_reads_its_lists(tmp_path):
     folder = tmp_path / "CUB_200_2011"
     names = ["001.Albatross/A_1", "002.Bunting/B_1", "002.Bunting/B_2"]
     for name in names:
-        picture(folder / "images" / f"{name}.jpg")
-        picture(folder / "segmentations" / f"{name}.png", label=np.full((6, 8), 204))
+        save_image(folder / "images" / f"{name}.jpg")
+        save_image(folder / "segmentations" / f"{name}.png", label=np.full((6, 8), 204))
     lines = [f"{i} {name}.jpg" for i, name in enumerate(names, 1)]
     (folder / "images.txt").write_text("\n".join(lines))
     (folder / "train_test_split.txt").write_text("1 0\n2 1\n3 0\n")
@@ -419,8 +421,8 @@ def test_layouts_with_a_list_of_images():
 def test_both_kinds_of_pascal_context(tmp_path):
     folder = tmp_path / "VOC2010"
     (folder / "trainval").mkdir(parents=True)
-    picture(folder / "JPEGImages" / "2008_1.jpg", 2, 3)
-    picture(folder / "JPEGImages" / "2008_2.jpg", 2, 3)
+    save_image(folder / "JPEGImages" / "2008_1.jpg", 2, 3)
+    save_image(folder / "JPEGImages" / "2008_2.jpg", 2, 3)
     values = np.array([[2, 9, 1], [2, 9, 1]], np.uint16)
     scipy.io.savemat(folder / "trainval" / "2008_1.mat", {"LabelMap": values})
     (folder / "pascalcontext_val.txt").write_text("2008_1\n")

@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from sammi_jax.config.model import SegmenterConfig, SlidingConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.images import load_image, resize_short_side
+from sammi_jax.images import crop_square, load_image, resize_short_side, short_side_shape
 from sammi_jax.inference.inputs import sam_input, segmenter_input
 
 
@@ -13,7 +15,7 @@ def colors(rng):
     return rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)
 
 
-def test_rgba_grey_palette_and_cmyk_become_rgb(tmp_path, colors):
+def test_rgba_gray_palette_and_cmyk_become_rgb(tmp_path, colors):
     rgb = Image.fromarray(colors)
     rgba = rgb.convert("RGBA")
     rgba.putalpha(40)
@@ -44,7 +46,7 @@ def test_exif_orientation_is_applied(tmp_path, colors):
 
 
 def test_unreadable_files_name_the_culprit(tmp_path, colors):
-    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not an image")
     Image.fromarray(colors).save(tmp_path / "cut.jpg")
     data = (tmp_path / "cut.jpg").read_bytes()
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
@@ -63,7 +65,7 @@ def test_unreadable_files_name_the_culprit(tmp_path, colors):
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 4, 2), (4,)])
-def test_arrays_that_are_no_pictures(shape):
+def test_arrays_that_are_no_images(shape):
     with pytest.raises(SammiError, match="image array"):
         load_image(np.zeros(shape, np.uint8))
     with pytest.raises(SammiError, match="float64"):
@@ -76,6 +78,20 @@ def test_arrays_that_are_no_pictures(shape):
 )
 def test_short_side_rule(size, expected):
     assert resize_short_side(np.zeros((*size, 3), np.uint8)).shape[:2] == expected
+
+
+def test_short_side_shape_without_a_limit():
+    assert short_side_shape(1467, 2200, 512) == (512, 768)
+    assert short_side_shape(2200, 1467, 512) == (768, 512)
+    assert short_side_shape(100, 1000, 512) == (256, 2560)
+    assert short_side_shape(100, 1000, 512, long=math.inf) == (512, 5120)
+
+
+def test_a_crop_beyond_the_border_is_filled():
+    array = np.arange(12, dtype=np.uint8).reshape(3, 4)
+    assert crop_square(array, 1, 1, 2, 99).tolist() == [[5, 6], [9, 10]]
+    assert crop_square(array, 2, 3, 2, 99).tolist() == [[11, 99], [99, 99]]
+    assert crop_square(np.stack([array] * 3, -1), 0, 0, 4, 99)[3].tolist() == [[99] * 3] * 4
 
 
 def test_sam_input_keeps_the_aspect_and_pads_with_zeros():

@@ -145,7 +145,7 @@ def test_noise_follows_from_the_key(masks, valid):
         ({"max_shift": -1}, "mask_noise.max_shift=-1"),
     ],
 )
-def test_wrong_rates_are_refused(value, message):
+def test_wrong_rates_raise_an_error(value, message):
     with pytest.raises(SammiError, match=message) as error:
         MaskNoiseConfig(**value)
     assert "\n" not in str(error.value)

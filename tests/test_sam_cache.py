@@ -1,4 +1,4 @@
-"""The cache of SAM's embeddings: what is in it, training with it, and what it refuses."""
+"""The cache of SAM's embeddings: what is in it, training with it, and errors."""
 
 import json
 import os
@@ -118,7 +118,7 @@ def test_row_i_is_the_embedding_of_example_i(cache, encode):
     assert info["sam"] == to_dict(SAM)
 
 
-def test_batches_bring_their_own_rows(cache, encode):
+def test_batches_hold_the_rows_of_their_examples(cache, encode):
     plain, cached = make_task(CONFIG), make_task(with_cache(cache))
     for step in (0, 5):  # the second epoch too
         batch = cached.batch(step)
@@ -203,7 +203,7 @@ def test_workers_get_the_path_and_not_the_rows(cache):
     np.testing.assert_array_equal(pickle.loads(packed)[4], opened[4])
 
 
-def refuse(config, message):
+def assert_error(config, message):
     with pytest.raises(SammiError, match=message) as error:
         make_task(config)
     assert "\n" not in str(error.value)
@@ -224,13 +224,13 @@ def refuse(config, message):
         ),
     ],
 )  # fmt: skip
-def test_another_experiments_cache_is_refused(cache, change, message):
-    text = refuse(with_cache(cache, replace(CONFIG, **change)), message)
+def test_the_cache_of_another_experiment_raises_an_error(cache, change, message):
+    text = assert_error(with_cache(cache, replace(CONFIG, **change)), message)
     assert text.startswith(f"{cache}: holds the embeddings of another experiment")
     assert "sammi cache --config" in text
 
 
-def test_other_weights_and_other_pictures_are_refused(copied):
+def test_other_weights_and_other_images_raise_an_error(copied):
     task = make_task(with_cache(copied))
     params = task.initial_params(CONFIG.seed)
     with pytest.raises(SammiError, match=r"another experiment .another SAM's weights"):
@@ -241,19 +241,23 @@ def test_other_weights_and_other_pictures_are_refused(copied):
     file = copied / "cache.json"
     info = json.loads(file.read_text())
     file.write_text(json.dumps(info | {"pixels_sha256": "0"}))
-    refuse(with_cache(copied), "other pictures")
+    assert_error(with_cache(copied), "other images")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
 def test_a_file_that_is_cut_short(copied, keep):
     file = copied / "embeddings.npy"
     os.truncate(file, keep if isinstance(keep, int) else int(keep * file.stat().st_size))
-    refuse(with_cache(copied), r"embeddings\.npy: missing, damaged or cut short .* make it again")
+    assert_error(
+        with_cache(copied), r"embeddings\.npy: missing, damaged or cut short .* make it again"
+    )
 
 
 def test_a_folder_that_is_no_cache(copied, tmp_path):
-    refuse(with_cache(tmp_path / "none"), "none: no such folder; a cache is made by 'sammi cache")
-    refuse(with_cache(tmp_path), r"has no cache\.json; a cache is made by")
+    assert_error(
+        with_cache(tmp_path / "none"), "none: no such folder; a cache is made by 'sammi cache"
+    )
+    assert_error(with_cache(tmp_path), r"has no cache\.json; a cache is made by")
     file = copied / "cache.json"
     info = json.loads(file.read_text())
     for values, message in (
@@ -264,10 +268,10 @@ def test_a_folder_that_is_no_cache(copied, tmp_path):
         (info | {"dtype": "float16"}, r"holds .* float32, but cache\.json says .* float16"),
     ):
         file.write_text(values if isinstance(values, str) else json.dumps(values))
-        refuse(with_cache(copied), message)
+        assert_error(with_cache(copied), message)
     file.write_text(json.dumps(info))
     (copied / "embeddings.npy").unlink()
-    refuse(with_cache(copied), r"embeddings\.npy: missing")
+    assert_error(with_cache(copied), r"embeddings\.npy: missing")
 
 
 @pytest.mark.parametrize(
@@ -288,10 +292,10 @@ def test_what_cannot_be_cached(tmp_path, config, message):
 
 
 def test_catseg_reads_no_cache(cache):
-    refuse(with_cache(cache, replace(CONFIG, task=replace(TASK, model=CATSEG))), "has no SAM")
+    assert_error(with_cache(cache, replace(CONFIG, task=replace(TASK, model=CATSEG))), "has no SAM")
 
 
-def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
+def test_an_interrupted_command_resumes(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(embed, "SAVE_EVERY", 1)
     counted, real = [], embed.make_encoder
 
@@ -310,7 +314,7 @@ def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_cache(CONFIG, tmp_path / "new", "float32")
     assert [path.name for path in tmp_path.iterdir()] == [".new.partial"]
-    refuse(with_cache(tmp_path / "new"), "no such folder")
+    assert_error(with_cache(tmp_path / "new"), "no such folder")
     for other, dtype, message in (
         (replace(CONFIG, seed=4), "float32", "'openshapes/train of seed 4'.; it is unfinished"),
         (CONFIG, "float16", "has rows of float32; it is unfinished"),
@@ -332,7 +336,7 @@ def test_killed_while_writing(tmp_path):
     script = """
 import json, os, signal, sys
 import numpy as np
-from sammi_jax.config import from_dict
+from sammi_jax.config.fields import from_dict
 from sammi_jax.data.input.embeddings import CacheInfo, writing_cache
 info = from_dict(CacheInfo, json.load(open("info.json")))
 with writing_cache("cache", info) as writer:
@@ -388,29 +392,29 @@ def test_what_does_not_fit_the_disk_or_the_type(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def own_set(tmp_path, rng):
-    """Three pictures of different sizes with labels."""
+def user_set(tmp_path, rng):
+    """A user folder with three images of different sizes."""
     for part in ("images", "labels"):
-        (tmp_path / "own" / part).mkdir(parents=True)
+        (tmp_path / "user" / part).mkdir(parents=True)
     for name, size in (("a", (40, 60)), ("b", (70, 30)), ("c", (33, 33))):
-        picture = rng.integers(0, 256, (*size, 3), np.uint8)
-        Image.fromarray(picture).save(tmp_path / "own" / "images" / f"{name}.png")
+        pixels = rng.integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "user" / "images" / f"{name}.png")
         label = rng.integers(0, 2, size).astype(np.uint8)
-        Image.fromarray(label).save(tmp_path / "own" / "labels" / f"{name}.png")
-    (tmp_path / "own" / "classes.txt").write_text("striped red thing\nblue waves\n")
-    return f"folder:{tmp_path / 'own'}"
+        Image.fromarray(label).save(tmp_path / "user" / "labels" / f"{name}.png")
+    (tmp_path / "user" / "classes.txt").write_text("striped red thing\nblue waves\n")
+    return f"folder:{tmp_path / 'user'}"
 
 
-def test_photographs_are_squashed_whole(own_set, tmp_path, encode):
-    data = DataConfig(name=own_set, augment="none")
+def test_photographs_are_resized_to_a_square(user_set, tmp_path, encode):
+    data = DataConfig(name=user_set, augment="none")
     config = replace(CONFIG, data=data)
     dataset, (transform,) = training_set(config, TASK)
     example = transform.map(dataset.source[0])
     size = (MODEL.crop_size,) * 2
-    with Image.open(tmp_path / "own/images/a.png") as picture:
-        expected = picture.resize(size, Image.Resampling.BILINEAR)
+    with Image.open(tmp_path / "user/images/a.png") as image:
+        expected = image.resize(size, Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(example["image"], np.asarray(expected))
-    with Image.open(tmp_path / "own/labels/a.png") as label:
+    with Image.open(tmp_path / "user/labels/a.png") as label:
         expected = label.resize(size, Image.Resampling.NEAREST)
         np.testing.assert_array_equal(example["label"], np.asarray(expected))
     make_cache(config, tmp_path / "cache", "float32")
@@ -419,9 +423,11 @@ def test_photographs_are_squashed_whole(own_set, tmp_path, encode):
     np.testing.assert_allclose(
         found["sam_embeddings"], encode(found["images"]), rtol=1e-4, atol=1e-5
     )
-    Image.new("RGB", (60, 40)).save(tmp_path / "own/images/a.png")
-    refuse(with_cache(tmp_path / "cache", config), "other pictures")
-    refuse(with_cache(tmp_path / "cache", replace(config, data=DataConfig(own_set))), "random crop")
+    Image.new("RGB", (60, 40)).save(tmp_path / "user/images/a.png")
+    assert_error(with_cache(tmp_path / "cache", config), "other images")
+    assert_error(
+        with_cache(tmp_path / "cache", replace(config, data=DataConfig(user_set))), "random crop"
+    )
 
 
 @pytest.mark.slow

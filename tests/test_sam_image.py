@@ -40,7 +40,7 @@ def test_preprocess(processor, rng, shape):
     assert not np.asarray(ours)[:, shape[1] :].any()
 
 
-def test_preprocess_refuses_what_does_not_fit():
+def test_preprocess_of_a_too_large_image_raises_an_error():
     with pytest.raises(SammiError, match=r"resize it to \(1024, 768\)"):
         preprocess(jnp.zeros((1200, 900, 3)), 1024)
 

@@ -1,8 +1,6 @@
 """Configurations in files: an experiment in Python, and a run's as JSON."""
 
 import difflib
-import json
-import os
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 from sammi_jax.config.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.config.fields import from_dict, override, to_dict
 from sammi_jax.errors import SammiError
-from sammi_jax.files import read_json
+from sammi_jax.files import read_json, write_json
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # In an installed package the configurations lie inside of it, in a checkout beside it.
@@ -98,10 +96,7 @@ def save_config(config: TrainConfig, workdir: Path) -> None:
         difference = _difference(read_json(file), values)
         if difference:
             raise SammiError(f"{workdir}: holds another experiment ({difference}); use another one")
-    workdir.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, file)  # a run that is killed here leaves the old file or the new one
+    write_json(file, values)
 
 
 def read_run_config(workdir: Path) -> TrainConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, listed
 
 _MAX_LISTED = 12
 
@@ -185,8 +185,7 @@ def _describe(problems: Mapping[str, list[str]]) -> str:
     parts = []
     for kind, keys in problems.items():
         if keys:
-            more = f" and {len(keys) - _MAX_LISTED} more" if len(keys) > _MAX_LISTED else ""
-            parts.append(f"{kind} ({len(keys)}): {', '.join(keys[:_MAX_LISTED])}{more}")
+            parts.append(f"{kind} ({len(keys)}): {listed(keys, limit=_MAX_LISTED)}")
     return "the checkpoint does not fit the model: " + "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Data sets by name, with all that an evaluation needs to know about them."""
+"""Data sets by name, with everything that an evaluation needs to know about them."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -9,12 +9,12 @@ from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenSha
 from sammi_jax.data.prepare.known_sets import get_layout
 from sammi_jax.data.prepare.write import prepared_folder
 from sammi_jax.data.sources import FolderSource, PreparedSource
-from sammi_jax.data.user_folder import read_own_folder
+from sammi_jax.data.user_folder import read_user_folder
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json
 
-_OWN = "folder:"
+USER_FOLDER = "folder:"  # how the name of a user folder begins
 
 
 class Source(Protocol):
@@ -35,11 +35,11 @@ class Dataset:
         class_names: the texts that a model is given.
         merge: the evaluated class of each text (several may share one).
         ignore_label: label of pixels that do not count.
-        seen: evaluated classes that training may have seen; empty where the question is moot.
-        unseen: the other ones.
+        seen: evaluated classes that training may have seen; empty where that is not known.
+        unseen: the others.
         palette: RGB of each evaluated class; None: the viewer chooses.
         background: the evaluated class that means "none of the others", if there is one.
-        classes_of_interest: evaluated classes that MESS averages besides; empty: all.
+        classes_of_interest: evaluated classes over which MESS averages separately; empty: all.
         domain: of MESS; None for other sets.
         column: name in the tables of papers.
         vocabulary_sha256: of the texts and their classes.
@@ -66,7 +66,7 @@ class Dataset:
 
 
 def dataset_names() -> list[str]:
-    """Every name that `open_dataset` takes without preparation: those of OpenShapes."""
+    """The names of OpenShapes, which `open_dataset` opens without preparation."""
     return [f"{view}/{split}" for view in VIEWS for split in NUM_EXAMPLES]
 
 
@@ -77,16 +77,16 @@ def open_dataset(
 
     Args:
         name: ``VIEW/SPLIT`` of OpenShapes, such as ``os48/val_unseen``; ``NAME`` or ``NAME/SPLIT``
-            of a prepared set, such as ``ade20k_150``; or ``folder:PATH``, a user's own folder with
-            ``images/``, ``labels/`` and ``classes.txt``.
+            of a prepared set, such as ``ade20k_150``; or ``folder:PATH``, a user folder
+            (`sammi_jax.data.user_folder`).
         num_examples: use the first ones only.
-        data_dir: where prepared sets lie.
+        data_dir: the folder of the prepared sets.
 
     Raises:
         SammiError: there is no such data set, or it is not prepared.
     """
-    if name.startswith(_OWN):
-        return _open_own(name, num_examples)
+    if name.startswith(USER_FOLDER):
+        return _open_user_folder(name, num_examples)
     if name in dataset_names():
         return _open_shapes(name, num_examples)
     if name.partition("/")[0] in vocabulary_names():
@@ -114,17 +114,17 @@ def _open_shapes(name: str, num_examples: int | None) -> Dataset:
     )
 
 
-def _open_own(name: str, num_examples: int | None) -> Dataset:
-    folder = Path(name.removeprefix(_OWN)).expanduser()
-    own = read_own_folder(folder)
-    texts = tuple(text.split(", ")[0] for text in own.classes)
+def _open_user_folder(name: str, num_examples: int | None) -> Dataset:
+    folder = Path(name.removeprefix(USER_FOLDER)).expanduser()
+    found = read_user_folder(folder)
+    texts = tuple(text.split(", ")[0] for text in found.classes)
     merge = tuple(range(len(texts)))
     return Dataset(
         name=name,
-        source=FolderSource(own.pairs, num_examples),
+        source=FolderSource(found.pairs, num_examples),
         class_names=texts,
         merge=merge,
-        ignore_label=own.ignore_index,
+        ignore_label=found.ignore_index,
         column=folder.resolve().name,
         vocabulary_sha256=vocabulary_hash(texts, merge),
     )
@@ -151,7 +151,7 @@ def _open_prepared(name: str, num_examples: int | None, data_dir: Path | None) -
 
 
 def find_prepared(name: str, data_dir: Path | None) -> Path:
-    """The folder of a prepared set, made with the vocabulary that this package holds.
+    """The folder of a prepared set, made with the vocabulary of this package.
 
     Raises:
         SammiError: no ``data_dir``, not prepared, or prepared with other classes.

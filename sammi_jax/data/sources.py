@@ -1,4 +1,4 @@
-"""Random access to stored pictures: prepared sets, and folders as they lie.
+"""Random access to stored images and labels: prepared sets and user folders.
 
 Both give ``{"image": uint8 [H, W, 3] RGB, "label": int [H, W], "file_name": str}`` with
 the EXIF orientation of the image applied, and can be pickled for worker processes.
@@ -38,7 +38,7 @@ class Glanceable(Protocol):
     def __len__(self) -> int: ...
 
     def glance(self, index: int) -> Glance:
-        """The example of that index, its image unread but for the head of the file."""
+        """The example of that index; only the head of its image file is read."""
         ...
 
 
@@ -89,7 +89,7 @@ class PreparedSource:
 
 
 class FolderSource:
-    """Pairs of image and label files as they lie; label values are class indices already.
+    """Pairs of image and label files; the values of the labels are class indices.
 
     Args:
         pairs: in the order of the examples.
@@ -138,5 +138,5 @@ def _checked_index(where: str, index: SupportsIndex, length: int) -> int:
 
 def _image_size(image: Image.Image) -> tuple[int, int]:
     """(height, width) once the EXIF orientation is applied; reads the head of the file."""
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # the orientations on their side
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # rotated by 90 degrees
     return (image.width, image.height) if turned else (image.height, image.width)

@@ -1,24 +1,23 @@
-"""A user's own labeled pictures: ``images/``, ``labels/`` and ``classes.txt`` in one folder.
+"""User folders: ``images/``, ``labels/`` and ``classes.txt`` in one folder.
 
-An image and its label have the same name up to the suffix. A label pixel is the line of
-``classes.txt``, counted from 0; `ignore_value` does not count.
+An image and its label have the same name up to the suffix. The value of a label pixel is a line
+number of ``classes.txt``, counted from 0, or `ignore_value`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from sammi_jax.data.prepare.pairs import Pair
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, listed
 from sammi_jax.text.vocabulary import read_class_file
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LABELS = {".png", ".bmp", ".tif", ".tiff"}
-_MAX_LISTED = 5
 
 
 @dataclass(frozen=True)
-class OwnFolder:
-    """What a user's folder holds."""
+class UserFolder:
+    """What a user folder holds: pairs of files, class names, and the label of ignored pixels."""
 
     pairs: tuple[Pair, ...]
     classes: tuple[str, ...]
@@ -26,12 +25,12 @@ class OwnFolder:
 
 
 def ignore_value(num_classes: int) -> int:
-    """255 while labels fit 8 bits, else 65535."""
+    """The label of ignored pixels: 255 where the labels fit 8 bits, else 65535."""
     return 255 if num_classes <= 255 else 65535
 
 
-def read_own_folder(folder: Path) -> OwnFolder:
-    """Find the pairs and the classes.
+def read_user_folder(folder: Path) -> UserFolder:
+    """Find the pairs and read the class names.
 
     Raises:
         SammiError: a part is missing, or an image or a label lacks its partner.
@@ -39,7 +38,7 @@ def read_own_folder(folder: Path) -> OwnFolder:
     for part in ("images", "labels"):
         if not (folder / part).is_dir():
             raise SammiError(
-                f"{folder}: has no folder {part}; an own data set holds images/, labels/ and "
+                f"{folder}: has no folder {part}; a user folder holds images/, labels/ and "
                 "classes.txt"
             )
     classes = tuple(read_class_file(folder / "classes.txt"))
@@ -48,14 +47,11 @@ def read_own_folder(folder: Path) -> OwnFolder:
     lacking = [f"{stem} has no label" for stem in sorted(set(images) - set(labels))]
     lacking += [f"{stem} has no image" for stem in sorted(set(labels) - set(images))]
     if lacking:
-        more = f" and {len(lacking) - _MAX_LISTED} more" if len(lacking) > _MAX_LISTED else ""
-        raise SammiError(
-            f"{folder}: {', '.join(lacking[:_MAX_LISTED])}{more}; give both the same name"
-        )
+        raise SammiError(f"{folder}: {listed(lacking)}; give both files the same name")
     if not images:
-        raise SammiError(f"{folder}/images: holds no picture ({', '.join(sorted(_IMAGES))})")
+        raise SammiError(f"{folder}/images: holds no image ({', '.join(sorted(_IMAGES))})")
     pairs = (Pair(stem.replace("/", "_"), images[stem], (labels[stem],)) for stem in sorted(images))
-    return OwnFolder(tuple(pairs), classes, ignore_value(len(classes)))
+    return UserFolder(tuple(pairs), classes, ignore_value(len(classes)))
 
 
 def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """Class names of the known data sets: one JSON file each in ``vocabularies/``.
 
-A file holds what defines the set apart from its pictures: names, how raw label values become
-train ids, which value is ignored, colors, owner and licence. NOTICE credits the origins.
+A file holds what defines the set apart from its images: names, how raw label values become train
+ids, which value is ignored, colors, owner and licence. NOTICE credits the origins.
 """
 
 import hashlib
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+import numpy as np
 
 from sammi_jax.errors import SammiError
 
@@ -32,8 +34,9 @@ class Vocabulary:
         merge: the evaluated class of each text.
         ignore_index: train id of pixels that do not count.
         background: the class that means "none of the others", if there is one.
-        classes_of_interest: classes that MESS averages besides; all where it names none.
-        random_miou: percent that MESS publishes for a random guess; for PAXRay the mean of four.
+        classes_of_interest: classes over which MESS averages separately; all where it names none.
+        random_miou: percent that MESS publishes for a random guess; for PAXRay the mean of its four
+            sets.
         palette: RGB of each evaluated class.
         train_id_by_value: train id of each raw label value; empty for color-coded labels.
         rgb_by_class: raw color of each class; empty for labels of values.
@@ -69,6 +72,12 @@ class Vocabulary:
         return max(self.merge) + 1
 
     @property
+    def label_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The type of stored labels: train ids and `ignore_index` fit 8 or 16 bits."""
+        largest = max(self.ignore_index, self.num_classes - 1)
+        return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The first synonym of each name as it stands, which is what CAT-Seg gives its model."""
         return tuple(name.split(", ")[0] for name in self.classes)
@@ -89,7 +98,7 @@ class Vocabulary:
 
 
 def vocabulary_hash(class_names: Sequence[str], merge: Sequence[int]) -> str:
-    """sha256 that two vocabularies share only if they give a model the same question."""
+    """sha256 of the texts given to a model and of the evaluated class of each text."""
     text = json.dumps([list(class_names), list(merge)], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

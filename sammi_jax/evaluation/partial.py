@@ -1,7 +1,7 @@
 """An evaluation that is under way, on disk: an interrupted one goes on where it was saved."""
 
 import json
-import os
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,11 +12,11 @@ from jax.experimental import multihost_utils
 
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.totals import Totals, from_arrays, to_arrays
-from sammi_jax.files import one_line
+from sammi_jax.files import one_line, write_atomic
 
 
 class PartialResult:
-    """Totals after some batches, in one file that is replaced whole.
+    """Totals after some batches, in one file that is replaced atomically.
 
     Args:
         file: where.
@@ -31,19 +31,15 @@ class PartialResult:
         """Replace the file (the first process of a job writes it)."""
         if jax.process_index() != 0:
             return
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._file.with_suffix(".tmp")
-        with temporary.open("wb") as stream:
-            np.savez(
-                stream,
-                identity=np.array(self._identity),
-                batches_done=np.array(batches_done),
-                allow_pickle=False,
-                **to_arrays(totals),
-            )
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self._file)
+        content = BytesIO()
+        np.savez(
+            content,
+            identity=np.array(self._identity),
+            batches_done=np.array(batches_done),
+            allow_pickle=False,
+            **to_arrays(totals),
+        )
+        write_atomic(self._file, content.getvalue())
 
     def load(self, start: Totals) -> tuple[Totals, int]:
         """The saved totals and how many batches they hold; ``start`` and 0 where there are none.

@@ -17,6 +17,7 @@ from sammi_jax.data.vocabulary import vocabulary_hash
 from sammi_jax.evaluation.background import Vocabulary
 from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, scores, subset_miou
 from sammi_jax.evaluation.totals import Counts
+from sammi_jax.files import write_atomic, write_json
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.typing import NpArray
 
@@ -133,9 +134,8 @@ def write_results(
     parts = [f"# {checkpoint}", *([summary] if summary else []), table]
     if jax.process_index() != 0:
         return "\n\n".join(parts[1:])
-    workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    (workdir / "results.md").write_text("\n\n".join(parts) + "\n")
+    write_json(workdir / "results.json", record)
+    write_atomic(workdir / "results.md", "\n\n".join(parts) + "\n")
     return "\n\n".join(parts[1:])
 
 

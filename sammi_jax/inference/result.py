@@ -1,6 +1,5 @@
 """The result of segmenting one picture, and how it is drawn and written."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from sammi_jax.figures import blend_classes, draw_panel, draw_proposals, label_image, palette
+from sammi_jax.files import write_json
 from sammi_jax.typing import NpArray
 
 
@@ -78,5 +78,5 @@ class Segmentation:
         paths = [folder / f"{stem}{end}" for end in ("_overlay.png", "_labels.png", ".json")]
         self.save(paths[0])
         label_image(self.labels, len(self.class_names)).save(paths[1])
-        paths[2].write_text(json.dumps(self.summary(), indent=1, ensure_ascii=False) + "\n")
+        write_json(paths[2], self.summary())
         return paths

@@ -38,6 +38,16 @@ def dot_product_attention(
     return jnp.einsum("...nm,...me->...ne", weights, value)
 
 
+def split_heads(x: Float[Array, "*b n c"], num_heads: int) -> Float[Array, "*b h n d"]:
+    """Channels as heads of ``d = c / num_heads``, which become a leading axis."""
+    return rearrange(x, "... n (h d) -> ... h n d", h=num_heads)
+
+
+def merge_heads(x: Float[Array, "*b h n d"]) -> Float[Array, "*b n c"]:
+    """Undo `split_heads`."""
+    return rearrange(x, "... h n d -> ... n (h d)")
+
+
 class MultiHeadAttention(nnx.Module):
     """Projection to ``inner_dim`` (default ``dim``), attention in ``num_heads``, and back."""
 
@@ -57,8 +67,10 @@ class MultiHeadAttention(nnx.Module):
         mask: Bool[Array, "*mask n m"] | None = None,
     ) -> Float[Array, "*b n c"]:
         """Attend; ``mask`` (True = may attend) broadcasts over batch and heads."""
-        split = lambda x: rearrange(x, "... n (h d) -> ... h n d", h=self.num_heads)  # noqa: E731
         heads = dot_product_attention(
-            split(self.query(query)), split(self.key(key)), split(self.value(value)), mask=mask
+            split_heads(self.query(query), self.num_heads),
+            split_heads(self.key(key), self.num_heads),
+            split_heads(self.value(value), self.num_heads),
+            mask=mask,
         )
-        return self.out(rearrange(heads, "... h n d -> ... n (h d)"))
+        return self.out(merge_heads(heads))

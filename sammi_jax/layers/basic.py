@@ -1,4 +1,4 @@
-"""Linear maps, convolutions and norms, with PyTorch's initialization and written-out constants.
+"""Linear maps, convolutions and norms with PyTorch's initialization and constants.
 
 Initialization is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
 because CAT-Seg's new layers start from it (docs/catseg.md part e).

@@ -1,7 +1,7 @@
-"""Maps of concatenated features and guidance, without the concatenation.
+"""Linear maps and convolutions of concatenated features and guidance, without concatenating them.
 
 ``W [x; g] = W_x x + W_g g``: guidance that many classes or pixels share is multiplied once instead
-of being repeated for each. The kernel stays in one piece and is split where it is used.
+of once for each. The kernel is one parameter and is split where it is used.
 """
 
 import jax
@@ -46,6 +46,6 @@ def guided_conv(
             maps, part, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
 
-    own = conv(x.reshape(-1, *x.shape[2:]), kernel[:, :, :dim])
+    mapped = conv(x.reshape(-1, *x.shape[2:]), kernel[:, :, :dim])
     shared = conv(guidance, kernel[:, :, dim:])
-    return own.reshape(*x.shape[:2], *own.shape[1:]) + shared[:, None]
+    return mapped.reshape(*x.shape[:2], *mapped.shape[1:]) + shared[:, None]

@@ -14,9 +14,9 @@ from sammi_jax.typing import Array
 
 
 class Keys(nnx.Rngs):
-    """The keys of `nnx.Rngs`, counted by a Python number.
+    """The same keys as `nnx.Rngs`, counted by a Python integer.
 
-    Under a trace the array that Flax counts with costs seconds for a whole model: each increment
+    Flax counts with an array. Under a trace this costs seconds for a whole model: each increment
     asks the tracer for its sharding, and JAX searches the program so far for the text of an error
     that Flax then drops.
     """

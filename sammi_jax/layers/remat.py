@@ -1,4 +1,4 @@
-"""Rematerialization: inner values that the backward pass makes again instead of keeping them."""
+"""Rematerialization: the backward pass recomputes activations instead of storing them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +16,13 @@ _SAVED: dict[Remat, Callable[..., Any] | None] = {
 def rematerialized(
     f: Callable[..., Any], remat: Remat, *, prevent_cse: bool = True
 ) -> Callable[..., Any]:
-    """``f`` under a policy of `config.Remat`.
+    """``f`` with rematerialization.
 
     Args:
         f: a module or function of arrays.
-        remat: ``none`` gives ``f`` itself.
-        prevent_cse: False inside `jax.lax.scan`, where nothing need be prevented.
+        remat: which activations are recomputed (`sammi_jax.config.model.Remat`); ``none`` returns
+            ``f`` itself.
+        prevent_cse: see `jax.checkpoint`; False inside `jax.lax.scan`, which does not need it.
     """
     if remat == "none":
         return f

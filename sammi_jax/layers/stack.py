@@ -35,7 +35,7 @@ class Stack(nnx.Module):
         self.block = nnx.merge(graphdef, state)
 
     def layer(self, index: int) -> Any:
-        """The block of one layer (negative counts from the end), as a module of its own."""
+        """The block of one layer as a module; a negative index counts from the end."""
         graphdef, state = nnx.split(self.block)
         return nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[index], state))
 
@@ -51,10 +51,10 @@ class Stack(nnx.Module):
 
         Args:
             x: the first block's input.
-            *args: given to every block.
+            *args: passed to every block.
             num_layers: how many blocks run.
-            taps: ascending 0-based indices of blocks whose output is returned too.
-            remat: of each block in the backward pass.
+            taps: ascending 0-based indices of blocks whose outputs are also returned.
+            remat: which activations of each block the backward pass recomputes.
 
         Returns:
             The last output, and the outputs of the blocks in ``taps``.

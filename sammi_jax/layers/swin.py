@@ -4,24 +4,22 @@ Ported from cvlab-kaist/CAT-Seg@6d3a188 cat_seg/modeling/transformer/model.py
 (``WindowAttention``, ``SwinTransformerBlock``, ``SwinTransformerBlockWrapper``);
 docs/catseg.md part c.
 Queries and keys read the features and the appearance guidance, values the features only. There is
-no relative position bias, and tokens that are strangers in a shifted window are kept apart by
-adding -100, not minus infinity.
+no relative position bias, and the attention mask of shifted windows adds -100, not minus infinity.
 Deviations: tokens stay in window order for the whole block (norms and MLP act on each token), and
 the guidance is projected once an image instead of once a class: equal up to rounding.
 """
 
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 
-from sammi_jax.layers.attention import dot_product_attention
+from sammi_jax.layers.attention import dot_product_attention, merge_heads, split_heads
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
 from sammi_jax.ops.windows import shifted_window_mask, window_merge, window_partition
 from sammi_jax.typing import Array, Float
 
-STRANGER_BIAS = -100.0
+MASK_BIAS = -100.0  # between tokens that were no neighbors before the shift
 MLP_RATIO = 4
 
 
@@ -42,14 +40,13 @@ class WindowAttention(nnx.Module):
         bias: Float[Array, "n m m"] | None = None,
     ) -> Float[Array, "b t n m c"]:
         """Attend among each window's ``m`` tokens; ``bias`` is added to the scores."""
-        split = lambda y: rearrange(y, "... m (h d) -> ... h m d", h=self.num_heads)  # noqa: E731
         heads = dot_product_attention(
-            split(guided_linear(self.query, x, guidance)),
-            split(guided_linear(self.key, x, guidance)),
-            split(self.value(x)),
+            split_heads(guided_linear(self.query, x, guidance), self.num_heads),
+            split_heads(guided_linear(self.key, x, guidance), self.num_heads),
+            split_heads(self.value(x), self.num_heads),
             bias=None if bias is None else bias[:, None],
         )
-        return self.out(rearrange(heads, "... h m d -> ... m (h d)"))
+        return self.out(merge_heads(heads))
 
 
 class SwinBlock(nnx.Module):
@@ -77,13 +74,13 @@ class SwinBlock(nnx.Module):
     ) -> Float[Array, "b t h w c"]:
         """Transform each class's map; ``guidance`` (already normed) is shared by the classes."""
         height, width = x.shape[2:4]
-        # A window that covers the shorter side is that side, and shifting it would be pointless.
+        # A window that covers the shorter side is cut to it and not shifted.
         window = min(self.window, height, width)
         shift = window // 2 if self.shifted and window < min(height, width) else 0
         bias = None
         if shift:
-            strangers = shifted_window_mask(height, width, window, shift)
-            bias = jnp.asarray(np.where(strangers, STRANGER_BIAS, 0.0), jnp.float32)
+            masked = shifted_window_mask(height, width, window, shift)
+            bias = jnp.asarray(np.where(masked, MASK_BIAS, 0.0), jnp.float32)
         tokens = window_partition(x, window, shift)
         shared = window_partition(guidance, window, shift)[:, None]
         tokens = tokens + self.attention(self.norm1(tokens), shared, bias)
@@ -92,7 +89,7 @@ class SwinBlock(nnx.Module):
 
 
 class SpatialAggregation(nnx.Module):
-    """Both blocks of one layer, each class's map on its own, guided by the image's appearance."""
+    """Both blocks of one layer on the map of each class, guided by the image's appearance."""
 
     def __init__(self, dim: int, guidance_dim: int, num_heads: int, window: int, *, rngs: nnx.Rngs):
         self.guidance_norm = layer_norm(guidance_dim, eps=1e-5, rngs=rngs)

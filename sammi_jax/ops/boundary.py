@@ -13,7 +13,7 @@ OUTSIDE = -1  # the value of pixels beyond the image: every region ends there
 
 
 def region_boundary(labels: Int[Array, "h w"], distance: Int[Array, ""]) -> Bool[Array, "h w"]:
-    """Pixels with another value, or the image's end, within ``distance`` rows and columns.
+    """Pixels that have another value, or the image border, within ``distance`` rows and columns.
 
     Equal to ``region & ~erosion(region)`` for every value's region at once, where the erosion has a
     square of side ``2 * distance + 1``.

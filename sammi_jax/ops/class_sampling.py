@@ -1,7 +1,7 @@
-"""A few of many classes for one training step, chosen inside the compiled program.
+"""Samples the classes of one training step, inside the compiled program.
 
-The labels of a batch may lie on many hosts, none of which sees them all; the program does. [ours:
-CAT-Seg asks for all classes in every step.]
+The labels of a batch may be spread over several hosts, none of which holds all of them; only the
+compiled program does. [ours: CAT-Seg uses all classes in every step.]
 """
 
 import jax
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 
 from sammi_jax.typing import Array, Int
 
-OTHER_CLASS = -1  # a pixel of a class that this step does not ask for: none of those asked for
+OTHER_CLASS = -1  # label of pixels whose class was not sampled
 
 
 def sample_classes(
     key: Array, labels: Int[Array, "b h w"], total: int, wanted: int
 ) -> Int[Array, " k"]:
-    """``wanted`` of ``total`` classes, ascending: the labels' own first, then others, at random.
+    """A random choice of ``wanted`` classes, ascending; those of the labels are preferred.
 
     Args:
-        key: of the choice.
+        key: of the random choice.
         labels: class indices; values outside ``0 .. total - 1`` are no class.
         total: how many classes there are.
         wanted: how many are chosen, at most ``total``.

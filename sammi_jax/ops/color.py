@@ -1,7 +1,8 @@
 """Color jitter on the device, as detectron2's ``ColorAugSSDTransform`` (after SSD's training).
 
-Brightness first; then contrast before or after saturation and hue, each with probability one half.
-Every step ends in whole numbers of 0..255, and hue is OpenCV's of 0..179, as in the original.
+Brightness first, then saturation and hue, with contrast before or after these two; each with
+probability one half. Every step rounds to integers of 0..255, and hue is OpenCV's of 0..179, as in
+the original.
 """
 
 import jax
@@ -11,12 +12,12 @@ from sammi_jax.typing import Array, Float
 
 BRIGHTNESS = 32.0  # added: uniform in plus or minus
 CONTRAST = SATURATION = (0.5, 1.5)  # factors
-HUE = 18  # added: a whole number in plus or minus, of OpenCV's half degrees
+HUE = 18  # added: an integer in plus or minus, in OpenCV's units of two degrees
 _HUES = 180.0
 
 
 def jitter_colors(images: Float[Array, "b h w 3"], key: Array) -> Float[Array, "b h w 3"]:
-    """Jitter RGB images of 0..255, each on its own."""
+    """Jitter RGB images of 0..255, each with random numbers of its own."""
     return jax.vmap(_jitter)(images, jax.random.split(key, images.shape[0]))
 
 
@@ -43,7 +44,7 @@ def saturate(image: Float[Array, "h w 3"], factor: Float[Array, ""]) -> Float[Ar
 
 
 def rotate_hue(image: Float[Array, "h w 3"], shift: Array) -> Float[Array, "h w 3"]:
-    """Turn the hue of an RGB image of 0..255 by half degrees."""
+    """Rotate the hue of an RGB image of 0..255 by ``shift`` units of two degrees."""
     hue, saturation, value = rgb_to_hsv(image)
     return hsv_to_rgb((hue + shift) % _HUES, saturation, value)
 
@@ -53,7 +54,7 @@ def rgb_to_hsv(image: Float[Array, "h w 3"]) -> tuple[Array, Array, Array]:
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(axis=-1)
     chroma = value - image.min(axis=-1)
-    safe = jnp.maximum(chroma, 1.0)  # whole numbers: a chroma below 1 is 0
+    safe = jnp.maximum(chroma, 1.0)  # integers: a chroma below 1 is 0
     sector = jnp.where(
         value == red,
         (green - blue) / safe,
@@ -65,7 +66,7 @@ def rgb_to_hsv(image: Float[Array, "h w 3"]) -> tuple[Array, Array, Array]:
 
 
 def hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Float[Array, "h w 3"]:
-    """The inverse of `rgb_to_hsv`, rounded to whole numbers."""
+    """The inverse of `rgb_to_hsv`, rounded to integers."""
     offsets = jnp.array([5.0, 3.0, 1.0])
     k = (offsets + hue[..., None] / 30) % 6
     fall = jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
@@ -73,5 +74,5 @@ def hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Float[Array, "h w
 
 
 def _whole(values: Array) -> Array:
-    """As a cast to uint8 after clipping: rounded down."""
+    """Clip to 0..255 and round down, as a cast to uint8 does."""
     return jnp.floor(jnp.clip(values, 0.0, 255.0))

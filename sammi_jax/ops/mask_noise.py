@@ -1,7 +1,7 @@
-"""Noise on binary masks, as a poor segmenter makes it: lost, too large, too small, out of place.
+"""Noise on binary masks, like the errors of a poor segmenter: dropped, dilated, eroded, shifted.
 
-[ours] (docs/method.md, 7): the paper claims robustness to masks of low quality and, as far as we
-have it, does not say how it is trained or measured.
+[ours] (docs/method.md, 7): the paper claims robustness to masks of low quality; the parts of it
+that we have do not say how it is trained or measured.
 """
 
 import jax
@@ -26,21 +26,21 @@ def add_noise(
     radius: int,
     max_shift: int,
 ) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"]]:
-    """Change each mask in one way or in none, drawn for itself.
+    """Change each mask in one way or not at all, drawn independently for each mask.
 
     Args:
         masks: to be changed.
-        valid: False where a mask is none; what is False stays so.
-        key: of all draws.
+        valid: False for slots without a mask, which stay False.
+        key: of the random numbers.
         drop: share of masks that become invalid.
         dilate: share of masks that grow by ``radius``.
-        erode: share of masks that shrink by ``radius``; the frame's border takes nothing away.
-        shift: share of masks that move; what leaves the frame is lost.
+        erode: share of masks that shrink by ``radius``, but not at the border of the frame.
+        shift: share of masks that move; the part outside the frame is lost.
         radius: in pixels, along rows and columns.
-        max_shift: rows and columns by which a mask moves are uniform in plus or minus this.
+        max_shift: a mask moves by up to so many rows and columns, uniformly in both directions.
 
     Returns:
-        The masks, empty where invalid, and their validity: a mask that noise emptied has none.
+        The masks, empty where invalid, and their validity: a mask that becomes empty is invalid.
     """
     kind_key, shift_key = jax.random.split(key)
     kind = _draw_kinds(kind_key, (drop, dilate, erode, shift), valid.shape)
@@ -59,7 +59,7 @@ def add_noise(
 
 
 def _draw_kinds(key: Array, rates: tuple[float, ...], shape: tuple[int, ...]) -> Int[Array, "b n"]:
-    """Index into the rates, with their probabilities, or their number where none is drawn."""
+    """Index into ``rates``, drawn with these probabilities; ``len(rates)`` for no change."""
     bounds = np.cumsum(rates).astype(np.float32)
     return (jax.random.uniform(key, shape)[..., None] >= bounds).sum(axis=-1)
 
@@ -67,7 +67,7 @@ def _draw_kinds(key: Array, rates: tuple[float, ...], shape: tuple[int, ...]) ->
 def _shift_all(
     masks: Bool[Array, "b n h w"], offsets: Int[Array, "b n 2"], max_shift: int
 ) -> Bool[Array, "b n h w"]:
-    """Move each mask down and to the right by its own offsets; False comes in."""
+    """Move each mask down and to the right by its offsets; what enters the frame is False."""
     around = (max_shift, max_shift)
     padded = jnp.pad(masks, ((0, 0), (0, 0), around, around))
 

@@ -98,7 +98,7 @@ def dilate(masks: Masks, cells: int) -> Masks:
 def boundary(masks: Masks) -> Float[Array, "b h w"]:
     """Boundary strength in [0, 1]: dilation minus erosion (3 x 3), the largest over the masks.
 
-    The frame's own border is no boundary: pixels outside take no part.
+    The border of the frame is no boundary: pixels outside do not count.
     """
     masks = masks.astype(jnp.float32)
     return jnp.max(dilate(masks, 1) + dilate(-masks, 1), axis=1)
@@ -149,7 +149,7 @@ def sample_region(
 
     Args:
         masks: logits or fractions.
-        boxes: (y0, x0, y1, x1) as fractions of the masks' frame; traced values are welcome.
+        boxes: (y0, x0, y1, x1) as fractions of the masks' frame; they may be traced values.
         size: of the result.
     """
     y0, x0, y1, x1 = jnp.split(boxes, 4, axis=-1)

@@ -48,7 +48,7 @@ def resize_matrix(
 
 
 def bilinear_taps(in_size: int, out_size: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rule of ``resize_matrix(in_size, out_size)`` for sizes that a compiled program is told.
+    """``resize_matrix(in_size, out_size)`` as indices and weights, padded to a static length.
 
     Returns:
         int32 ``[length, 2]``, the two inputs of each output, and float32 ``[length]``, the weight

@@ -1,9 +1,9 @@
-"""Segment Anything's picture frames: original image -> padded square input -> original image.
+"""Segment Anything's image frames: original image -> padded square input -> original image.
 
 Original: facebookresearch/segment-anything, segment_anything/utils/transforms.py
 (ResizeLongestSide) and segment_anything/modeling/sam.py (preprocess, postprocess_masks). The
-resizing of the picture itself is the caller's, on the host: the original uses Pillow's antialiased
-bilinear filter on 8-bit pixels.
+caller resizes the image itself, on the host: the original uses Pillow's antialiased bilinear filter
+on 8-bit pixels.
 """
 
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def postprocess(
     """Low-resolution mask logits in the frame of the original image.
 
     Bilinear to the input's side, padding cropped, bilinear to the original size: both steps are
-    linear, so that they are applied at once and nothing is held at the input's resolution.
+    linear, so one matrix product does both and nothing is stored at the input's resolution.
 
     Args:
         masks: logits over the whole padded input.

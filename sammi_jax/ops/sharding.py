@@ -1,7 +1,7 @@
-"""Constraints on where values live, for the few places where XLA chooses badly on its own.
+"""Sharding constraints, for the few places where XLA's own choice is a bad one.
 
-They speak of the mesh in use (`jax.set_mesh`) and do nothing where there is none; results stay the
-same up to rounding.
+They use the current mesh (`jax.set_mesh`) and do nothing without one; results stay the same up to
+rounding.
 """
 
 import jax
@@ -11,13 +11,13 @@ from sammi_jax.typing import Array
 
 
 def spread(x: Array) -> Array:
-    """The leading axis split over all devices, uneven shares padded."""
+    """Split the leading axis over all devices; uneven shares are padded."""
     mesh = jax.sharding.get_abstract_mesh()
     return _constrain(x, PartitionSpec(mesh.axis_names))
 
 
 def whole(x: Array) -> Array:
-    """A whole copy on every device."""
+    """Keep a complete copy on every device."""
     return _constrain(x, PartitionSpec())
 
 

@@ -1,4 +1,4 @@
-"""Overlapping windows and a global view of one square canvas, and maps stitched back together.
+"""Views of one square canvas, overlapping windows and a global view, and stitching their maps.
 
 CAT-Seg cuts an image into windows and adds the whole image as one more view (docs/catseg.md part
 f). A map at any resolution that is a multiple of the cost map's cells can be stitched the same way.
@@ -78,7 +78,7 @@ def stitch(maps: Float[Array, "b v h w c"], layout: ViewLayout) -> Float[Array, 
 
 
 def cut_masks(masks: Bool[Array, "b n h w"], layout: ViewLayout) -> Bool[Array, "b v n h2 w2"]:
-    """Each view's part of masks that lie on the canvas; the global view is resampled."""
+    """The part of the canvas's masks in each view; the global view is resampled."""
     if not layout.has_global_view:
         return masks[:, None]
     scale = masks.shape[-1] // layout.canvas

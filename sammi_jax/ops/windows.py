@@ -53,7 +53,7 @@ def shifted_window_mask(height: int, width: int, window: int, shift: int) -> np.
     """True where two tokens of one shifted window were not neighbors before the shift.
 
     Along each axis the shifted map has three regions with borders at ``size - window`` and
-    ``size - shift``; tokens of different regions are strangers (Swin Transformer, section 3.2).
+    ``size - shift``; tokens of different regions were no neighbors (Swin Transformer, section 3.2).
 
     Returns:
         ``[n, m, m]`` bool; all False for ``shift`` 0.

@@ -5,7 +5,6 @@ In a job of several processes only process 0 writes.
 """
 
 import json
-import os
 import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from sammi_jax.config.experiment import OptimConfig, TrainConfig
 from sammi_jax.errors import SammiError
+from sammi_jax.files import write_atomic
 from sammi_jax.training.flops import peak_flops
 
 T = TypeVar("T")
@@ -139,9 +139,7 @@ class Log:
 
 def _open_log(file: Path, start: int) -> Any:
     kept = [json.dumps(record) + "\n" for record in read_log(file) if record["step"] <= start]
-    temporary = file.with_suffix(".partial")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, file)  # a run killed here loses no record
+    write_atomic(file, "".join(kept))
     return file.open("a")
 
 

@@ -10,7 +10,6 @@ model that the configuration describes.
 """
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,8 @@ from safetensors.numpy import save_file
 from sammi_jax import __version__
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SegmenterConfig
-from sammi_jax.errors import SammiError
-from sammi_jax.files import check_destination, read_json, whole_or_nothing
+from sammi_jax.errors import SammiError, listed
+from sammi_jax.files import atomic_folder, check_destination, read_json, write_json
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from sammi_jax.weights.kinds import CONFIGS, KINDS, Kind, ModelConfig, buffer_paths, expected_params
 
@@ -43,7 +42,6 @@ _STORED = {  # safetensors' names
     "U8": "uint8",
     "BOOL": "bool",
 }
-_MAX_LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,8 @@ def write_model(
         "converter": __version__,
         "initialized": list(initialized),
     }
-    with whole_or_nothing(folder) as temporary:
-        (temporary / CONFIG_FILE).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    with atomic_folder(folder) as temporary:
+        write_json(temporary / CONFIG_FILE, meta)
         exact = buffer_paths(config)  # SAM's Fourier matrix: rounding it would move every point
         stored = {
             path: _to_store(value, np.dtype(np.float32) if path in exact else DTYPES[dtype])
@@ -257,9 +255,8 @@ def _check_tensors(where: Path, found: Mapping[str, Stored], config: ModelConfig
         elif path in found and not _fits(found[path].dtype, want.dtype.name):
             wrong.append(f"{path} is {found[path].dtype}, not {want.dtype.name}")
     if wrong:
-        more = f" and {len(wrong) - _MAX_LISTED} more" if len(wrong) > _MAX_LISTED else ""
         raise SammiError(
-            f"{where}: does not fit its configuration: {'; '.join(wrong[:_MAX_LISTED])}{more}"
+            f"{where}: does not fit its configuration: {listed(wrong, separator='; ')}"
         )
 
 

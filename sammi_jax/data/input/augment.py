@@ -1,7 +1,7 @@
-"""What training sees of a photograph: CAT-Seg's random crop, mirrored or not, or the whole of it.
+"""Augmentation on the host: CAT-Seg's random crop with mirroring, or the whole image, resized.
 
 Source of the crop: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms;
-docs/data.md. Colors are changed on the device (`sammi_jax.ops.color`), where it costs nothing.
+docs/data.md. Colors are jittered on the device (`sammi_jax.ops.color`).
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,17 @@ import grain
 import numpy as np
 from PIL import Image
 
-from sammi_jax.images import resize_short_side
+from sammi_jax.images import crop_square, resize_short_side
 from sammi_jax.typing import NpArray
 
-PAD_VALUE = 128  # of image pixels beside a picture that is smaller than the crop
-MAX_LONG_SIDE = 2560
+PAD_VALUE = 128  # of the pixels of a crop that lie outside the image
 
 
 @dataclass(frozen=True)
 class TrainCrop(grain.transforms.RandomMap):
-    """Short side to ``size``, a random square of that side, mirrored half of the time.
+    """Short side to ``size``, then a random square of that side, mirrored half of the time.
 
-    Labels are int32 afterwards; where the crop reaches beyond the picture they are
-    ``ignore_label``.
+    Labels become int32. Outside the image they are ``ignore_label``.
     """
 
     size: int
@@ -33,12 +31,12 @@ class TrainCrop(grain.transforms.RandomMap):
         self, element: dict[str, NpArray], rng: np.random.Generator
     ) -> dict[str, NpArray]:
         """``{"image": uint8 [s, s, 3], "label": int32 [s, s]}`` of an example."""
-        image = resize_short_side(element["image"], self.size, MAX_LONG_SIDE)
+        image = resize_short_side(element["image"], self.size)
         height, width = image.shape[:2]
         label = _resize_labels(element["label"], (height, width))
         top, left = (int(rng.integers(max(side - self.size, 0) + 1)) for side in (height, width))
-        image = _crop(image, top, left, self.size, PAD_VALUE)
-        label = _crop(label, top, left, self.size, self.ignore_label)
+        image = crop_square(image, top, left, self.size, PAD_VALUE)
+        label = crop_square(label, top, left, self.size, self.ignore_label)
         if rng.random() < 0.5:
             image, label = image[:, ::-1], label[:, ::-1]
         return {"image": np.ascontiguousarray(image), "label": np.ascontiguousarray(label)}
@@ -46,7 +44,7 @@ class TrainCrop(grain.transforms.RandomMap):
 
 @dataclass(frozen=True)
 class WholeImage(grain.transforms.Map):
-    """The whole picture squashed to a square of side ``size``: nothing is random."""
+    """The whole image resized to a square of side ``size``, whatever its shape; not random."""
 
     size: int
 
@@ -61,13 +59,6 @@ class WholeImage(grain.transforms.Map):
 
 
 def _resize_labels(label: NpArray, size: tuple[int, int]) -> NpArray:
-    """Nearest neighbor, as Pillow has it."""
-    picture = Image.fromarray(label.astype(np.int32))
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
-
-
-def _crop(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:
-    out = np.full((side, side, *array.shape[2:]), fill, array.dtype)
-    part = array[top : top + side, left : left + side]
-    out[: part.shape[0], : part.shape[1]] = part
-    return out
+    """Pillow's nearest neighbor, int32; ``size`` is (height, width)."""
+    image = Image.fromarray(label.astype(np.int32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST))

@@ -6,12 +6,11 @@ embedding every time. A cache is one folder:
     cache.json        whose embeddings these are: `CacheInfo`
     embeddings.npy    [n, g, g, c] float16 or float32, C order; row i belongs to example i
 
-It appears under its name when it is whole. Until then it lies beside it as ``.NAME.partial``, with
-the number of finished rows in ``progress.json``, from which the same command goes on.
+The folder gets its name when it is complete. Until then it is called ``.NAME.partial`` and also
+holds ``progress.json`` with the number of finished rows, from which the same command resumes.
 """
 
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -26,15 +25,15 @@ import numpy as np
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SamConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.files import check_destination, one_line, publish, read_json
+from sammi_jax.files import check_destination, one_line, read_json, rename_folder, write_json
 from sammi_jax.typing import Float, NpArray
 
 FORMAT = 1
 INFO_FILE, ROWS_FILE, PROGRESS_FILE = "cache.json", "embeddings.npy", "progress.json"
 EMBEDDINGS = "sam_embeddings"  # the examples' name for a row
 _COMMAND = "sammi cache --config FILE --out DIR"
-_PROBES = 8  # pictures whose pixels are compared
-_UNREADABLE = {"sam_sha256": "another SAM's weights", "pixels_sha256": "other pictures"}
+_PROBES = 8  # images whose pixels are compared
+_UNREADABLE = {"sam_sha256": "another SAM's weights", "pixels_sha256": "other images"}
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ class CacheInfo:
 
     Attributes:
         format: of the folder.
-        sam: the SAM.
+        sam: sizes of the SAM.
         compute_dtype: what the encoder's products were computed in.
         data: name of the training set.
-        preprocessing: what was done to its pictures.
-        image_size: side of the square pictures, in pixels, before SAM's own resize.
-        num_examples: of the set.
+        preprocessing: what was done to its images.
+        image_size: side of the square images, in pixels, before they are resized for SAM.
+        num_examples: size of the training set.
         sam_sha256: of the image encoder's parameters, by path.
-        pixels_sha256: of the pixels of a few pictures (`pixels_digest`).
+        pixels_sha256: of the pixels of a few images (`pixels_digest`).
         dtype: of the rows.
     """
 
@@ -67,25 +66,36 @@ class CacheInfo:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Of the embeddings: ``(n, g, g, c)``."""
+        """Shape of the embeddings: ``(n, g, g, c)``."""
         return (self.num_examples, self.sam.grid_size, self.sam.grid_size, self.sam.out_channels)
 
 
-def pixels_digest(picture: Callable[[int], NpArray], num_examples: int) -> str:
-    """SHA-256 of up to 8 pictures, spread over the set: two sets are the same, or hardly."""
+def pixels_digest(image: Callable[[int], NpArray], num_examples: int) -> str:
+    """SHA-256 of the pixels of up to 8 images, spread evenly over the set.
+
+    Args:
+        image: the pixels of an example, by its index.
+        num_examples: size of the set.
+    """
     total = hashlib.sha256()
     for index in np.unique(np.linspace(0, num_examples - 1, _PROBES).astype(int)):
-        pixels = picture(int(index))
+        pixels = image(int(index))
         total.update(f"{index} {pixels.shape} {pixels.dtype} ".encode())
         total.update(np.ascontiguousarray(pixels).tobytes())
     return total.hexdigest()
 
 
 def check_same(folder: Path, found: CacheInfo, wanted: CacheInfo, mend: str) -> None:
-    """Refuse a cache that belongs to something else; in which type its rows are does not matter.
+    """Check that a cache belongs to an experiment; the type of its rows does not matter.
+
+    Args:
+        folder: of the cache, for the message.
+        found: what the cache holds.
+        wanted: what the experiment needs.
+        mend: what to do about a difference, for the message.
 
     Raises:
-        SammiError: naming the first difference.
+        SammiError: they differ; the first difference is named.
     """
     theirs, ours = to_dict(found), to_dict(wanted)
     for name in ours:
@@ -116,7 +126,7 @@ class SamCache:
         self._rows = _open_rows(self.folder, self.info)
 
     def __reduce__(self) -> tuple[type["SamCache"], tuple[Path]]:
-        return SamCache, (self.folder,)  # a worker maps the file itself; the rows are not copied
+        return SamCache, (self.folder,)  # a worker maps the file again: no row is copied
 
     def __getitem__(self, index: SupportsIndex) -> Float[NpArray, "g g c"]:
         """The embedding of one example, read from the disk."""
@@ -125,7 +135,7 @@ class SamCache:
 
 @dataclass(frozen=True)
 class WithEmbeddings:
-    """A source whose examples bring their embedding, as ``sam_embeddings``."""
+    """A source whose examples also hold their embedding, as ``sam_embeddings``."""
 
     source: Any
     cache: SamCache
@@ -171,13 +181,13 @@ def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
 
 
 class CacheWriter:
-    """Rows of a cache that is being made.
+    """Writes the rows of a cache.
 
-    Written as an ordinary file: a disk that is full is an error there, and the end of the process
-    where the file is mapped.
+    The file is written, not memory-mapped: where a file is mapped, a full disk kills the process
+    instead of raising an error.
 
     Attributes:
-        done: rows that are on the disk.
+        done: how many rows are on the disk.
     """
 
     def __init__(self, folder: Path, info: CacheInfo):
@@ -187,12 +197,12 @@ class CacheWriter:
         file = folder / ROWS_FILE
         if not self.done:
             np.lib.format.open_memmap(file, mode="w+", dtype=info.dtype, shape=info.shape)
-            _write_json(folder / INFO_FILE, to_dict(info))
+            write_json(folder / INFO_FILE, to_dict(info))
         self._offset = file.stat().st_size - num_bytes(info)  # of the first row
         self._file = file.open("r+b")
 
     def _resume(self) -> int:
-        mend = "it is unfinished: remove it, or finish it with its own configuration"
+        mend = "it is unfinished: remove it, or finish it with the configuration it was begun with"
         found = _read_info(self._folder)
         check_same(self._folder, found, self._info, mend)
         if found.dtype != self._info.dtype:
@@ -200,11 +210,15 @@ class CacheWriter:
         progress = self._folder / PROGRESS_FILE
         if not progress.exists():
             return 0
-        _open_rows(self._folder, found)  # still whole
+        _open_rows(self._folder, found)  # raises an error if the file was cut short
         return int(read_json(progress).get("rows", 0))
 
     def write(self, rows: Float[NpArray, "n g g c"], start: int) -> None:
-        """Put rows in their place.
+        """Write rows.
+
+        Args:
+            rows: embeddings of consecutive examples.
+            start: index of the first.
 
         Raises:
             SammiError: a value is not finite in the file's type.
@@ -220,23 +234,28 @@ class CacheWriter:
         self._file.write(np.ascontiguousarray(rows).tobytes())
 
     def save(self, done: int) -> None:
-        """Put on the disk what was written, all rows before ``done``."""
+        """Make sure that the rows before ``done`` are on the disk: a later run resumes there."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        _write_json(self._folder / PROGRESS_FILE, {"rows": done})
+        write_json(self._folder / PROGRESS_FILE, {"rows": done})
         self.done = done
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 @contextmanager
 def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]:
-    """Make a cache, or go on with one that was interrupted; it gets its name at the end.
+    """Make a cache, or resume one that was interrupted; it gets its name at the end.
+
+    Args:
+        folder: of the cache, which does not exist yet.
+        info: what it will hold.
 
     Raises:
-        SammiError: the destination is taken, or what is unfinished there is another cache.
+        SammiError: the folder exists already, another cache is unfinished there, the disk has too
+            little room, or rows are missing at the end.
     """
     folder = check_destination(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -245,8 +264,8 @@ def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]
         yield writer
     if writer.done != info.num_examples:
         raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
-    publish(partial, folder)
-    (folder / PROGRESS_FILE).unlink()  # not before: a run that is killed here loses no row
+    rename_folder(partial, folder)
+    (folder / PROGRESS_FILE).unlink()  # last: if the process is killed before, no row is lost
 
 
 def _check_space(where: Path, info: CacheInfo, done: int) -> None:
@@ -260,11 +279,5 @@ def _check_space(where: Path, info: CacheInfo, done: int) -> None:
 
 
 def num_bytes(info: CacheInfo) -> int:
-    """Of all rows."""
+    """Size of all rows."""
     return math.prod(info.shape) * np.dtype(info.dtype).itemsize
-
-
-def _write_json(file: Path, values: Any) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)

@@ -1,7 +1,7 @@
-"""OpenShapes: a procedural open-vocabulary segmentation data set, the same to the pixel everywhere.
+"""OpenShapes: a generated open-vocabulary segmentation data set, equal in every pixel everywhere.
 
-Scenes hold textured, colored shapes on patterned ground, with instances and parts known. Some
-combinations of attributes never occur in training: a model must name them from the words alone.
+Scenes hold textured, colored shapes on patterned ground, with labels of instances and parts. Some
+combinations of attributes never occur in training: a model knows them only from their words.
 Reading order: vocabulary (classes, views, what is unseen), scenes, drawing, banks, bits; captions
 (single-object images for a tiny CLIP), points (prompts and masks for a tiny SAM), tokenizer,
 source.

@@ -1,4 +1,4 @@
-"""What scenes are put together from: canonical shapes, textures and stuff, in integers only."""
+"""The building blocks of scenes: maps of shapes, textures and stuff, in integers only."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ STUFF_GROUND, STUFF_ELEMENT = 0, 4  # mortar and brick, gap and board, ...
 
 SHAPE_SIDE = 192  # canonical maps; the center is at (96, 96)
 SHAPE_REACH = 64  # no shape reaches farther from the center than this
-SHAPE_RADIUS = 52  # what an object's nominal radius becomes there
+SHAPE_RADIUS = 52  # of an object of any size, in its shape's map
 TEXTURE_SIDE = 128  # side of a texture map; one texel is one pixel of the scene
 TEXTURE_PERIOD = 24  # of all textures: stripes and dots repeat after 6 texels, checks after 8
 STUFF_SIDE = 240  # period of a stuff map; one texel is one pixel
@@ -42,7 +42,7 @@ class Banks:
 
 @cache
 def banks() -> Banks:
-    """The banks, made once a process (about 50 ms)."""
+    """The banks, made once per process (about 50 ms)."""
     patterns = {"waves": _waves, "bricks": _bricks, "gravel": _gravel, "planks": _planks}
     stuff = [tone + NUM_TONES * element for tone, element in (patterns[p]() for p in PATTERNS)]
     return Banks(
@@ -61,7 +61,7 @@ def wave(t: Int[NpArray, "*n"], wavelength: int, amplitude: int) -> Int[NpArray,
 
 
 def _polygon(points: tuple[tuple[int, int], ...]) -> Bool[NpArray, "192 192"]:
-    """Even-odd filling: a ray to the left of a pixel inside crosses an odd number of edges."""
+    """Even-odd rule: a ray to the left of a pixel inside crosses an odd number of edges."""
     y, x = np.mgrid[:SHAPE_SIDE, :SHAPE_SIDE] - SHAPE_SIDE // 2
     inside = np.zeros(x.shape, bool)
     for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
@@ -91,7 +91,7 @@ def _shape_mask(name: str) -> Bool[NpArray, "192 192"]:
 
 
 def _shape_codes(name: str) -> UInt8[NpArray, "192 192"]:
-    """The mask's rim is the outline; what it encloses is two halves, left and right."""
+    """The rim of the mask is the outline; inside it are two halves, left and right."""
     mask = _shape_mask(name)
     core = mask.copy()
     reach = range(-_OUTLINE_WIDTH, _OUTLINE_WIDTH + 1)

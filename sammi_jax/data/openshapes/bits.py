@@ -1,8 +1,8 @@
 """Random numbers that are the same everywhere: raw Philox words, turned into integers by hand.
 
-A block belongs to (seed, stream, index) alone, so nothing depends on the order of calls, on worker
-counts or on the policy of numpy's ``Generator``. No floating point is used anywhere in OpenShapes:
-a different libm cannot flip a pixel.
+A block of words follows from (seed, stream, index) alone, so nothing depends on the order of calls,
+on the number of workers or on the version of numpy's ``Generator``. OpenShapes uses no floating
+point anywhere: another libm cannot change a pixel.
 """
 
 import numpy as np

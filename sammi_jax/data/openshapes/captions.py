@@ -1,8 +1,8 @@
 """Single-object images with captions: the training data of a tiny CLIP.
 
-A caption names some attributes of what it describes. It is kept as four small integers, (is_stuff,
+A caption names some attributes of what it describes. It is also given as four integers, (is_stuff,
 texture, color, shape or pattern), -1 where an attribute is not named (and for stuff's texture), so
-that whether it is also true of another image is known: such an image is no negative for it.
+that it is known whether it is true of another image too: such an image is no negative example.
 """
 
 from collections.abc import Iterable

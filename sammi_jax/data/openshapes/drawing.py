@@ -39,7 +39,7 @@ _STUFF_CODES = np.repeat(np.array([STUFF_GROUND, STUFF_ELEMENT], np.uint8), NUM_
 
 
 class Stuff(NamedTuple):
-    """A stuff region's kind and looks."""
+    """Kind and appearance of a stuff region."""
 
     pattern: int
     color: int
@@ -48,7 +48,7 @@ class Stuff(NamedTuple):
 
 
 class Thing(NamedTuple):
-    """An object's kind and looks. Lengths in 1/16 pixel."""
+    """Kind and appearance of an object. Lengths in 1/16 pixel."""
 
     texture: int
     color: int
@@ -92,8 +92,8 @@ def render(
     """Draw the ground, then the objects in order, then noise over all.
 
     One byte a pixel is painted, instance * 32 + paint; colors, classes and codes are read from
-    tables of 256 entries at the end. ``border`` (four words) parts two stuff regions; ``noise`` are
-    the words whose bytes become the image's grain.
+    tables of 256 entries at the end. ``border`` (four words) separates two stuff regions;
+    the bytes of ``noise`` become noise of the pixels.
     """
     canvas = np.empty((size, size), np.uint8)
     colors = np.zeros((256 // NUM_PAINTS, NUM_PAINTS, 3), np.int16)
@@ -136,7 +136,7 @@ def _beyond_border(words: list[int], size: int) -> Bool[NpArray, "h w"]:
 
 
 def _draw(thing: Thing, instance: int, canvas: UInt8[NpArray, "h w"]) -> None:
-    """Paint an object: one turned gather of shape and one of texture within the object's box."""
+    """Paint an object in its bounding box: gather its rotated shape and texture from the banks."""
     reach = thing.radius * SHAPE_REACH // SHAPE_RADIUS
     top, left = max(0, (thing.y - reach) // UNIT), max(0, (thing.x - reach) // UNIT)
     box = canvas[top : (thing.y + reach) // UNIT + 1, left : (thing.x + reach) // UNIT + 1]
@@ -145,7 +145,7 @@ def _draw(thing: Thing, instance: int, canvas: UInt8[NpArray, "h w"]) -> None:
     square = _TURN**2 + thing.tilt**2
     cos = (_TURN**2 - thing.tilt**2) * _ONE // square
     sin = 2 * _TURN * thing.tilt * _ONE // square
-    u = cos * dx[None, :] + sin * dy[:, None]  # turned, in 1/16 pixel x 2^14
+    u = cos * dx[None, :] + sin * dy[:, None]  # rotated, in 1/16 pixel x 2^14
     v = cos * dy[:, None] - sin * dx[None, :]
 
     middle = TEXTURE_SIDE // 2

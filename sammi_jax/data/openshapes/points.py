@@ -1,4 +1,4 @@
-"""Point prompts and the three masks that each of them means: supervision for a tiny SAM."""
+"""Point prompts and the three masks that each of them can mean: targets for a tiny SAM."""
 
 import numpy as np
 
@@ -11,13 +11,13 @@ from sammi_jax.typing import Bool, Int, NpArray
 def point_targets(
     scene: Scene, count: int, *, index: int, seed: int = 0
 ) -> tuple[Int[NpArray, "k 2"], Bool[NpArray, "k 3 h w"]]:
-    """``count`` points and for each of them the whole, the part and the subpart it lies in.
+    """``count`` points, and for each the whole, the part and the subpart that it lies in.
 
     A point falls on every visible instance with equal probability, then on every pixel of it whose
-    part has 6 pixels at least. The masks nest: *whole* is the visible instance; *part* an object's
-    outline or one of its halves with the texture on it; *subpart* one connected element of
+    part has at least 6 pixels. The masks are nested: *whole* is the visible instance; *part* an
+    object's outline or one of its halves with the texture on it; *subpart* one connected element of
     texture or ground. Stuff has no halves: its part and subpart are both the connected element
-    (a brick, the mortar). The draws belong to (seed, index) alone.
+    (a brick, the mortar). The points follow from (seed, index) alone.
 
     Returns:
         points: int32 (x, y) in pixels.

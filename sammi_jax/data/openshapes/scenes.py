@@ -1,4 +1,4 @@
-"""Scenes by index: what is in them."""
+"""Scenes by index: which objects and stuff they hold, and where."""
 
 from sammi_jax.data.openshapes.banks import STUFF_SIDE, TEXTURE_PERIOD
 from sammi_jax.data.openshapes.bits import between, chance, raw_words
@@ -36,7 +36,7 @@ def scene(split: str, index: int, *, seed: int = 0, size: int = SCENE_SIZE) -> S
 
     ``train`` and ``val_seen`` show seen classes only. In ``val_unseen`` an object is of an unseen
     class with probability 0.5 and a stuff region with 0.3. Another ``size`` (pixels a side) is
-    another canvas: lengths in pixels stay.
+    another canvas: objects keep their size in pixels.
 
     Raises:
         SammiError: an unknown split, a size outside 1..240, or a seed or index that is no natural
@@ -84,7 +84,7 @@ def _vary(color: int, amount: int, jitter: int) -> tuple[int, ...]:
 
 
 def make_stuff(kind: tuple[int, int], words: list[int]) -> Stuff:
-    """A region of (pattern, color) with looks from four words; 45 % less saturated."""
+    """A region of (pattern, color), its appearance drawn from four words; 45 % less saturated."""
     pattern, color = kind
     vivid = _vary(color, words[0], words[1])
     base = tuple((channel * 55 + sum(vivid) * 15) // 100 for channel in vivid)
@@ -95,7 +95,7 @@ def make_stuff(kind: tuple[int, int], words: list[int]) -> Stuff:
 def make_thing(
     pair: tuple[int, int], radius: int, span: tuple[int, int], words: list[int]
 ) -> Thing:
-    """An object of (texture, color), its center within ``span``, its looks from nine words."""
+    """An object of (texture, color), its center within ``span``, the rest drawn from nine words."""
     return Thing(
         texture=pair[0],
         color=pair[1],

@@ -1,4 +1,4 @@
-"""OpenShapes as a random-access source, like every other data set of the package."""
+"""OpenShapes as a random-access source, like the other data sets of this package."""
 
 import operator
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ NUM_EXAMPLES = {"train": 100_000, "val_seen": 400, "val_unseen": 400}
 class OpenShapes:
     """``source[i] -> {"image": uint8 [h, w, 3], "label": uint8 [h, w], "file_name": str}``.
 
-    Nothing is stored: an example is drawn when it is asked for. Labels are classes of ``view``
+    Nothing is stored: an example is generated when it is read. Labels are classes of ``view``
     (a name, or a ``View`` such as ``get_view("os48").only_seen()``); 255 is ignored. Scenes of any
     index exist, so ``num_examples`` may be as large as a run is long.
 

@@ -1,4 +1,4 @@
-"""A tokenizer that knows the words of OpenShapes and no other, laid out as CLIP's."""
+"""A tokenizer of the words of OpenShapes, with the special tokens of CLIP's."""
 
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, processors
@@ -11,10 +11,10 @@ PAD, START, END = "<|pad|>", "<|startoftext|>", "<|endoftext|>"
 
 
 def build_tokenizer() -> tokenizers.Tokenizer:
-    """One id a word: the padding is 0, start and end have the last two ids, end the largest.
+    """One id for each word: padding is 0, start and end have the last two ids, end the largest.
 
     (CLIP reads a text's feature at the largest id.) Case is ignored; texts are cut and padded to
-    ``CONTEXT_LENGTH``. Encoding an unknown word raises, rather than giving all of them one meaning.
+    ``CONTEXT_LENGTH``. Encoding an unknown word raises an error.
     """
     template = TEMPLATE.format("").lower().split()
     words = dict.fromkeys((*template, *TEXTURES, *COLORS, ANY_SHAPE, *SHAPES, *PATTERNS))

@@ -60,7 +60,7 @@ class View:
 
     ``class_names`` are the texts a model is given. Name ``i`` is evaluated as class ``merge[i]``
     (the identity but for ``os-b``, whose background words share one class), and ``class_table[id]``
-    is the class of the scenes' id. ``seen`` and ``unseen`` are disjoint class numbers.
+    is the class of a scene's class id. ``seen`` and ``unseen`` are disjoint class numbers.
     """
 
     name: str
@@ -80,11 +80,11 @@ class View:
         return np.array(self.class_table, np.uint8)
 
     def labels(self, classes: Int[NpArray, "*n"]) -> UInt8[NpArray, "*n"]:
-        """Class numbers of a scene's (or of stacked scenes') ``classes``; 255 is ignored."""
+        """Class numbers of the ``classes`` of one or several scenes; 255 is ignored."""
         return self._table[classes]
 
     def only_seen(self) -> "View":
-        """The view cut down to its seen classes, renumbered in order: the training vocabulary.
+        """The view with only its seen classes, renumbered in order: the training vocabulary.
 
         Raises:
             SammiError: the view merges names, so that a class has no single name.

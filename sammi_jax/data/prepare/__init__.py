@@ -1,1 +1,1 @@
-"""From the owners' files to prepared data sets, and their examination."""
+"""Preparing data sets from their owners' files, and examining them."""

@@ -1,4 +1,4 @@
-"""Whether a source folder holds all that its owner ships."""
+"""Whether a source folder holds every file of a split."""
 
 from collections.abc import Sequence
 
@@ -6,25 +6,23 @@ from sammi_jax.data.prepare.labels import open_label
 from sammi_jax.data.prepare.layout import Layout, Split
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.prepare.pixels import count_tiles
-
-_MAX_LISTED = 5
+from sammi_jax.errors import listed
 
 
 def check_complete(
     layout: Layout, split: Split, pairs: Sequence[Pair], lacking: Sequence[str]
 ) -> str | None:
-    """What is wrong with a source, or None: files without partner, or a wrong count.
+    """What is wrong with a source: files without a partner, or a wrong count; None if nothing is.
 
     Args:
         layout: of the set.
         split: whose counts are known.
         pairs: what was found.
-        lacking: a line on each file without its partner.
+        lacking: a line about each file without its partner.
     """
     problems = []
     if lacking:
-        more = f" and {len(lacking) - _MAX_LISTED} more" if len(lacking) > _MAX_LISTED else ""
-        problems.append(f"{', '.join(lacking[:_MAX_LISTED])}{more}")
+        problems.append(listed(lacking))
     count = _count_examples(layout, pairs)
     if count not in split.counts:
         unit = "images" if layout.tile is None else "tiles"

@@ -1,7 +1,7 @@
-"""What a data set really holds: sizes, values, class counts, and MESS's check of the labels.
+"""Examines a data set: image sizes, label values, class counts, and the score of a random guess.
 
-MESS publishes what a uniformly random guess scores on each of its sets. That number follows from
-the class frequencies alone, so labels that were mapped otherwise show at once.
+MESS publishes the score of a uniformly random guess for each of its sets. It follows from the class
+frequencies alone, so labels that were mapped wrongly give another score.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from sammi_jax.data.sources import Glanceable
 from sammi_jax.typing import NpArray
 
-_TOLERANCE = 0.015  # percent points: MESS prints two digits
+_TOLERANCE = 0.015  # percentage points: MESS prints two decimals
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Report:
 
     @property
     def sound(self) -> bool:
-        """Whether an evaluation can use the set: sizes agree and every value has a meaning."""
+        """Whether an evaluation can use the set: all sizes agree and every label value is known."""
         return not self.sizes_differ and not self.outside
 
 
@@ -84,7 +84,7 @@ def examine(
 
 
 def random_miou(pixels: NpArray) -> float:
-    """Mean IoU in percent of a guess that gives every pixel any of the C classes alike.
+    """Mean IoU in percent of a guess that draws one of the C classes uniformly for each pixel.
 
     A class with the share f of the labeled pixels has IoU f / (C f + 1 - f).
 
@@ -96,5 +96,5 @@ def random_miou(pixels: NpArray) -> float:
 
 
 def agrees(found: float, published: float) -> bool:
-    """Whether a random mIoU is the published one, which has two digits."""
+    """Whether a random mIoU equals the published one, which is rounded to two decimals."""
     return abs(found - published) <= _TOLERANCE

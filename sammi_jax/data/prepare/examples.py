@@ -1,5 +1,6 @@
-"""A source pair becomes the examples that are stored: mapped, and where the set asks, cut."""
+"""From a pair of source files to stored examples: labels mapped, images tiled or resized."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,11 @@ from sammi_jax.data.prepare.pixels import (
     png_bytes,
     resize_linear,
     resize_nearest,
-    short_side_shape,
     tiles,
 )
 from sammi_jax.data.prepare.sentinel import read_sentinel
 from sammi_jax.errors import SammiError
-from sammi_jax.images import load_image
+from sammi_jax.images import load_image, short_side_shape
 from sammi_jax.typing import NpArray
 
 _KEPT_FORMATS = ("JPEG", "PNG")
@@ -33,7 +33,7 @@ class Example:
 
     Attributes:
         file_name: unique within its split.
-        image: a JPEG or PNG file, the owner's own bytes unless the set is cut or resized.
+        image: a JPEG or PNG file, byte for byte the owner's unless the set is tiled or resized.
         label: train ids, uint8 or uint16 ``[H, W]``.
     """
 
@@ -43,7 +43,7 @@ class Example:
 
 
 def make_examples(pair: Pair, layout: Layout, label_map: LabelMap) -> Iterator[Example]:
-    """The examples of one pair: one, several tiles, or none where all is ignored.
+    """The examples of one pair: one, several tiles, or none where every pixel is ignored.
 
     Raises:
         SammiError: a file that cannot be read, or a label value that the set does not know.
@@ -69,7 +69,7 @@ def make_examples(pair: Pair, layout: Layout, label_map: LabelMap) -> Iterator[E
 
 def _resized(pair: Pair, image: NpArray, label: NpArray, short: int) -> Example:
     if min(label.shape) > short:
-        shape = short_side_shape(label.shape[0], label.shape[1], short)
+        shape = short_side_shape(label.shape[0], label.shape[1], short, long=math.inf)
         image, label = resize_linear(image, *shape), resize_nearest(label, *shape)
         return Example(f"{pair.key}.png", png_bytes(image), label)
     data, suffix = _file_bytes(pair.image, cut_short=False)
@@ -87,7 +87,7 @@ def _tiled(
 
 
 def _file_bytes(path: Path, cut_short: bool) -> tuple[bytes, str]:
-    """The file as it is if it is a whole JPEG or PNG, else a PNG of its pixels; and its suffix."""
+    """The bytes of a complete JPEG or PNG file, else a PNG of its pixels; and the suffix."""
     data = path.read_bytes()
     try:
         image = Image.open(BytesIO(data))
@@ -98,12 +98,12 @@ def _file_bytes(path: Path, cut_short: bool) -> tuple[bytes, str]:
         if cut_short:
             with _tolerant():
                 return png_bytes(load_image(path)), ".png"
-    return png_bytes(load_image(path)), ".png"  # or the error of a file that cannot be read
+    return png_bytes(load_image(path)), ".png"  # raises an error if it cannot be read
 
 
 @contextmanager
 def _tolerant() -> Iterator[None]:
-    """Pillow fills in what a file that ends early lacks."""
+    """Let Pillow decode files that end early; it fills in the missing pixels."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:

@@ -1,4 +1,4 @@
-"""The layouts of the known sets."""
+"""The file layouts of the known sets."""
 
 from sammi_jax.data.prepare.layout import Layout, Split
 from sammi_jax.data.prepare.split_lists import (

@@ -1,7 +1,7 @@
-"""Label files of every format to raw values, and raw values to train ids.
+"""From label files of every format to raw values, and from raw values to train ids.
 
-`READERS` has one function a format: a `Pair` in, int ``[H, W]`` out. `LabelMap` then maps values or
-colors to train ids, and names the file that holds one which the set does not know.
+`READERS` has one function for each format: from a `Pair` to int ``[H, W]``. `LabelMap` then maps
+values or colors to train ids.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,18 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sammi_jax.data.prepare.pairs import Pair
-from sammi_jax.data.prepare.pixels import as_label_dtype
 from sammi_jax.data.prepare.rle import decode_rle
 from sammi_jax.data.vocabulary import Vocabulary
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, listed
 from sammi_jax.files import one_line, read_json
 from sammi_jax.typing import NpArray
 
 _UNKNOWN = -1
-_MAX_LISTED = 5
 _HALF, _WHITE = 128, 255
 
 
 class LabelMap:
-    """Raw values, or packed colors, to the train ids of a vocabulary."""
+    """Maps raw values, or packed colors, to the train ids of a vocabulary."""
 
     def __init__(self, vocabulary: Vocabulary):
         self.ignore_index = vocabulary.ignore_index
@@ -38,14 +36,14 @@ class LabelMap:
         self._keys = np.array(sorted(table), np.int64)
         self._train_ids = np.array([table[int(key)] for key in self._keys], np.int32)
         self._other = _UNKNOWN if vocabulary.other_values is None else vocabulary.other_values
-        self._largest = max(vocabulary.ignore_index, vocabulary.num_classes - 1)
+        self._dtype = vocabulary.label_dtype
 
     def __call__(self, raw: NpArray, where: str) -> NpArray:
         """Train ids, uint8 or uint16 ``[H, W]``.
 
         Args:
             raw: int ``[H, W]``: values, or colors of `pack_rgb`.
-            where: the file, for errors.
+            where: the file, named in errors.
 
         Raises:
             SammiError: a value that the mapping lacks.
@@ -55,25 +53,25 @@ class LabelMap:
         label = self._look_up(raw)
         unknown = label == _UNKNOWN
         if unknown.any():
-            self._complain(raw[unknown], where)
-        return as_label_dtype(label, self._largest, where)
+            raise self._unknown_values(raw[unknown], where)
+        return label.astype(self._dtype)
 
     def _look_up(self, raw: NpArray) -> NpArray:
         if self._colors:  # too many for a table
             at = np.minimum(np.searchsorted(self._keys, raw), len(self._keys) - 1)
             return np.where(self._keys[at] == raw, self._train_ids[at], self._other)
-        table = np.full(int(self._keys[-1]) + 2, self._other, np.int32)  # the last: all beyond
+        # The last entry stands for every larger value.
+        table = np.full(int(self._keys[-1]) + 2, self._other, np.int32)
         table[self._keys] = self._train_ids
         return table[np.clip(raw, -1, len(table) - 1)]
 
-    def _complain(self, unknown: NpArray, where: str) -> None:
+    def _unknown_values(self, unknown: NpArray, where: str) -> SammiError:
         values, counts = np.unique(unknown, return_counts=True)
-        shown = [self._show(int(value)) for value in values[:_MAX_LISTED]]
-        more = f" and {len(values) - _MAX_LISTED} more" if len(values) > _MAX_LISTED else ""
+        shown = [self._show(int(value)) for value in values]
         what = "colors" if self._colors else "values"
-        raise SammiError(
-            f"{where}: {what} that {self._name} does not know: {', '.join(shown)}{more} "
-            f"({counts.sum()} pixels); is it the owner's file of this very set?"
+        return SammiError(
+            f"{where}: {what} that {self._name} does not know: {listed(shown)} "
+            f"({counts.sum()} pixels); check that it is the owner's label file of this set"
         )
 
     def _show(self, value: int) -> str:
@@ -87,10 +85,14 @@ def pack_rgb(colors: NpArray) -> NpArray:
 
 
 def open_label(path: Path, load: bool = True) -> Image.Image:
-    """A label file as Pillow has it, decoded, or only its head if not ``load``.
+    """Open a label file with Pillow.
+
+    Args:
+        path: of the file.
+        load: decode the pixels; otherwise only the head of the file is read.
 
     Raises:
-        SammiError: missing, cut short, or not a picture.
+        SammiError: missing, cut short, or not an image.
     """
     try:
         image = Image.open(path)
@@ -104,11 +106,11 @@ def open_label(path: Path, load: bool = True) -> Image.Image:
 
 
 def read_index(path: Path) -> NpArray:
-    """Values of a gray, palette (its indices), 1-bit or 16-bit picture, int32 ``[H, W]``."""
+    """Values of a gray, palette (its indices), 1-bit or 16-bit image, int32 ``[H, W]``."""
     image = open_label(path)
     if image.mode == "F" or len(image.getbands()) > 1:
         raise SammiError(
-            f"{path}: a picture of mode {image.mode} where one with a class number for each pixel "
+            f"{path}: an image of mode {image.mode} where one with a class number for each pixel "
             "was expected (gray or palette PNG, 16-bit PNG or TIFF)"
         )
     return np.asarray(image).astype(np.int32)
@@ -143,7 +145,7 @@ def _ade_full(pair: Pair, _: int) -> NpArray:
 
 
 def _full_white(pair: Pair, _: int) -> NpArray:
-    """1 where the first channel is 255; MESS cuts v / 255 down to an integer."""
+    """1 where the first channel is 255; MESS rounds v / 255 down."""
     values = np.asarray(open_label(pair.labels[0])).astype(np.int32)
     return (values if values.ndim == 2 else values[..., 0]) // _WHITE
 
@@ -168,7 +170,7 @@ def _dark_zurich(pair: Pair, _: int) -> NpArray:
 
 def _mat(pair: Pair, _: int) -> NpArray:
     """MATLAB's ``LabelMap``."""
-    import scipy.io  # here: a slow import that one set needs
+    import scipy.io  # imported here: it is slow, and one set needs it
 
     path = pair.labels[0]
     try:
@@ -194,7 +196,7 @@ def _paxray_targets(index: Path) -> dict[str, str]:
 
 
 def _coco_rle(pair: Pair, _: int) -> NpArray:
-    """PASCAL-Context: segments painted in the order of the file, 0 where there is none."""
+    """PASCAL-Context: segments painted in the order of the file; 0 where there is no segment."""
     height, width, segments = _context_segments(pair.labels[0])[pair.key]
     label = np.zeros((height, width), np.int32)
     for segment in segments:

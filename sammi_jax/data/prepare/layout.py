@@ -1,4 +1,4 @@
-"""What a layout is: folders, splits, counts and label format of a set as its owner ships it."""
+"""The file layout of a set as its owner ships it: folders, splits, counts, label format."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ class Split:
     """One split of a set.
 
     Attributes:
-        name: as in paths of the owner and of ours.
-        counts: how many examples it may have once prepared; the first is what papers say.
+        name: as in the owner's paths and in those of the prepared set.
+        counts: possible numbers of prepared examples; the first is the one in papers.
         ids: which images belong to it; None: all in its folder.
     """
 
@@ -28,17 +28,17 @@ class Layout:
     """One set as its owner ships it.
 
     Attributes:
-        root: folder that the owner's archive makes; the source may be it or its parent.
-        image: templates of image files, see `sammi_jax.data.pairs`.
+        root: folder that the owner's archive creates; the source may be it or its parent.
+        image: templates of image files, see `sammi_jax.data.prepare.pairs`.
         label: templates of label files.
-        splits: the one that papers evaluate first.
-        kind: how label files are read: a key of `sammi_jax.data.labels.READERS`.
+        splits: the split that papers evaluate comes first.
+        kind: how label files are read: a key of `sammi_jax.data.prepare.labels.READERS`.
         channel: PAXRay's index into the stack of masks.
-        tile: side of the squares that pictures are cut into; None: they stay whole.
-        short_side: larger pictures are resized to it.
+        tile: side of the squares that images are cut into; None: they are not cut.
+        short_side: larger images are resized to it.
         drop_ignored: leave out images whose whole label is ignored.
-        sentinel: the picture is made of 13 bands of Sentinel-2.
-        cut_short: the owner's own copy holds JPEG files that end early.
+        sentinel: the image is a TIFF with the 13 bands of Sentinel-2.
+        cut_short: the owner's archive holds JPEG files that end early.
     """
 
     root: str

@@ -1,8 +1,8 @@
 """Images and their label files in a source folder, found by path templates.
 
 A template is a path under the source with placeholders: ``{id}`` matches any text, slashes
-included, ``{seq}`` one folder's name, and ``*`` any text within one name. Two files belong together
-where their placeholders agree. ``{split}`` is the owner's name of the split.
+included, ``{seq}`` one folder's name, and ``*`` any text within one name. An image and a label
+belong together if their placeholders agree. ``{split}`` is the owner's name of the split.
 """
 
 import re
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Templates:
-    """Where files lie.
+    """Path templates of one split.
 
     Attributes:
         image: alternatives; the first that matches any file is used.
@@ -50,7 +50,7 @@ class Templates:
 
 
 def find_pairs(source: Path, templates: Templates) -> tuple[list[Pair], list[str]]:
-    """Every complete pair, ordered by key, and a line on each file that lacks its partner.
+    """Every complete pair, ordered by key, and a line about each file without its partner.
 
     Raises:
         SammiError: a template matches nothing, or the list of ids cannot be read.
@@ -96,7 +96,7 @@ def _index(source: Path, alternatives: tuple[str, ...], split: str) -> Index:
             return found
     expected = " or ".join(template.replace("{split}", split) for template in alternatives)
     raise SammiError(
-        f"{source}: has no file {expected}; is it the folder that the owner's archives make?"
+        f"{source}: has no file {expected}; give the folder that the owner's archives create"
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures and label maps as bytes and arrays: PNG files, tiles, and OpenCV's two resizes."""
+"""Images and label maps as bytes and arrays: PNG files, tiles, and OpenCV's two resizes."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from sammi_jax.errors import SammiError
+from sammi_jax.images import crop_square
 from sammi_jax.typing import NpArray
 
 _FIXED_BITS = 11  # OpenCV rounds its interpolation weights to 1/2048
@@ -26,26 +26,16 @@ def label_from_png(data: bytes) -> NpArray:
 
 
 def tiles(array: NpArray, side: int, fill: int) -> Iterator[NpArray]:
-    """Non-overlapping squares of ``side`` in reading order; what sticks out holds ``fill``."""
+    """Non-overlapping squares of ``side`` in reading order, filled with ``fill`` at the end."""
     height, width = array.shape[:2]
     for top in range(0, height, side):
         for left in range(0, width, side):
-            tile = np.full((side, side, *array.shape[2:]), fill, array.dtype)
-            part = array[top : top + side, left : left + side]
-            tile[: part.shape[0], : part.shape[1]] = part
-            yield tile
+            yield crop_square(array, top, left, side, fill)
 
 
 def count_tiles(height: int, width: int, side: int) -> int:
-    """How many `tiles` a picture has."""
+    """How many `tiles` an image has."""
     return -(-height // side) * -(-width // side)
-
-
-def short_side_shape(height: int, width: int, short: int) -> tuple[int, int]:
-    """The (height, width) with that short side; the long one is rounded."""
-    if height <= width:
-        return short, int(short / height * width + 0.5)
-    return int(short / width * height + 0.5), short
 
 
 def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
@@ -60,7 +50,7 @@ def resize_nearest(array: NpArray, height: int, width: int) -> NpArray:
 def resize_linear(image: NpArray, height: int, width: int) -> NpArray:
     """OpenCV's INTER_LINEAR on uint8 ``[H, W, C]``: half-pixel centers, no antialiasing.
 
-    Its fixed-point arithmetic is followed to the bit, cut-off digits included.
+    Equal to it in every bit: the same fixed-point arithmetic, rounded at the same places.
     """
     top, bottom, down = _axis(image.shape[0], height)
     left, right, along = _axis(image.shape[1], width)
@@ -81,14 +71,3 @@ def _axis(source: int, target: int) -> tuple[NpArray, NpArray, NpArray]:
     weight[low < 0] = 0
     low = np.clip(low, 0, source - 1)
     return low, np.minimum(low + 1, source - 1), weight
-
-
-def as_label_dtype(label: NpArray, largest: int, where: str) -> NpArray:
-    """The train ids as uint8 if ``largest`` fits, else as uint16.
-
-    Raises:
-        SammiError: even 16 bits are too few.
-    """
-    if largest > np.iinfo(np.uint16).max:
-        raise SammiError(f"{where}: class {largest} does not fit 16 bits")
-    return label.astype(np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)

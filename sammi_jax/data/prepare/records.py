@@ -5,13 +5,14 @@ catalogue needs neither.
 """
 
 import os
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sammi_jax.data.prepare.examples import Example, label_bytes
-from sammi_jax.files import read_json
+from sammi_jax.files import atomic_file, read_json
 
 VERSION = "1.0.0"
 _GROUP = "group_size:1"  # as TFDS writes: every record can be read alone
@@ -22,30 +23,23 @@ def shard_path(folder: Path, name: str, split: str, number: int, total: int) -> 
     return folder / f"{name}-{split}.array_record-{number:05}-of-{total:05}"
 
 
-def write_shard(path: Path, examples: Iterable[Example], largest_label: int) -> None:
-    """Write one shard, whole or not at all.
+def write_shard(path: Path, examples: Iterable[Example], label_dtype: type[np.number]) -> None:
+    """Write one shard atomically.
 
     Args:
         path: of `shard_path`.
         examples: its records, in order.
-        largest_label: decides, for the whole set, whether labels have 8 or 16 bits.
+        label_dtype: uint8 or uint16, for all labels of the set.
     """
     array_record = _array_record()
-    serialize = _serializer(largest_label)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
+    serialize = _serializer(label_dtype)
+    with atomic_file(path) as temporary:
         writer = array_record.ArrayRecordWriter(os.fspath(temporary), _GROUP)
         try:
             for example in examples:
                 writer.write(serialize(example))
         finally:
             writer.close()
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def count_records(path: Path) -> int:
@@ -61,7 +55,7 @@ def write_metadata(
     folder: Path,
     name: str,
     splits: Mapping[str, Sequence[Path]],
-    largest_label: int,
+    label_dtype: type[np.number],
     metadata: Mapping[str, Any],
 ) -> None:
     """What TFDS needs to read the shards of ``folder``: dataset_info, features and metadata.
@@ -70,7 +64,7 @@ def write_metadata(
         folder: holds the shards.
         name: of the data set.
         splits: the shards of each split, in order.
-        largest_label: as given to `write_shard`.
+        label_dtype: as given to `write_shard`.
         metadata: kept with the data; ``title``, ``home`` and ``licence`` go to TFDS as well.
     """
     import tensorflow_datasets as tfds
@@ -92,7 +86,7 @@ def write_metadata(
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
-        features=_features(largest_label),
+        features=_features(label_dtype),
         split_infos=infos,
         version=VERSION,
         check_data=False,  # its check needs TensorFlow
@@ -105,7 +99,7 @@ def write_metadata(
 
 
 def open_records(folder: Path, split: str) -> Any:
-    """TFDS's random access to a split, its pictures as undecoded bytes."""
+    """TFDS's random access to a split, its images as undecoded bytes."""
     import tensorflow_datasets as tfds
 
     undecoded: Any = tfds.decode.SkipDecoding  # a decorator hides its arguments
@@ -125,24 +119,23 @@ def _array_record() -> Any:
     return array_record_module
 
 
-def _features(largest_label: int) -> Any:
-    import numpy as np
+def _features(label_dtype: type[np.number]) -> Any:
     import tensorflow_datasets as tfds
 
-    dtype = np.uint8 if largest_label <= np.iinfo(np.uint8).max else np.uint16
+    label = tfds.features.Image(shape=(None, None, 1), dtype=label_dtype, encoding_format="png")
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.Image(shape=(None, None, 1), dtype=dtype, encoding_format="png"),
+            "label": label,
             "file_name": tfds.features.Text(),
         }
     )
 
 
-def _serializer(largest_label: int) -> Any:
+def _serializer(label_dtype: type[np.number]) -> Any:
     from tensorflow_datasets.core import example_serializer
 
-    features = _features(largest_label)
+    features = _features(label_dtype)
     module: Any = example_serializer  # its abstract base hides the arguments
     serializer = module.ExampleSerializer(features.get_serialized_info())
 

@@ -1,10 +1,9 @@
-"""The doctor's report as text."""
+"""The result of `sammi_jax.data.prepare.doctor.examine` as text."""
 
 from collections.abc import Sequence
 
 from sammi_jax.data.prepare.doctor import Report, agrees
-
-_MAX_LISTED = 8
+from sammi_jax.errors import listed
 
 
 def report_lines(report: Report, titles: Sequence[str], published: float | None) -> list[str]:
@@ -13,7 +12,7 @@ def report_lines(report: Report, titles: Sequence[str], published: float | None)
     Args:
         report: of `examine`.
         titles: a name for each class.
-        published: random mIoU in percent that MESS gives for the set, if it does.
+        published: random mIoU in percent that MESS publishes for the set; None: it does not.
     """
     total = int(report.pixels.sum())
     everything = max(total + report.ignored, 1)
@@ -21,14 +20,14 @@ def report_lines(report: Report, titles: Sequence[str], published: float | None)
     if report.sizes_differ:
         lines.append(
             f"  WRONG: {len(report.sizes_differ)} labels of another size than their image: "
-            + _listed(report.sizes_differ)
+            + listed(report.sizes_differ)
         )
     if report.outside:
         found = [f"{value} ({count:,} pixels)" for value, count in sorted(report.outside.items())]
-        lines.append(f"  WRONG: values that are no class: {_listed(found)}")
+        lines.append(f"  WRONG: values that are no class: {listed(found)}")
     if report.absent:
         names = [titles[index] for index in report.absent]
-        lines.append(f"  {len(names)} of {len(titles)} classes never occur: {_listed(names)}")
+        lines.append(f"  {len(names)} of {len(titles)} classes never occur: {listed(names)}")
     lines.append(random_line(report.random_miou, published))
     lines.append(f"  {'class':32}{'pixels':>16}{'share':>9}{'images':>9}")
     for index, title in enumerate(titles):
@@ -49,8 +48,3 @@ def random_line(found: float, published: float | None) -> str:
         f"{line}, MESS publishes {published:.2f}: with the whole set, another number means other "
         "labels"
     )
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f" and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
-    return ", ".join(items[:_MAX_LISTED]) + more

@@ -1,8 +1,8 @@
-"""COCO's run-length masks: runs of 0 and 1 by turns, down the columns, as numbers or as a string.
+"""COCO's run-length masks: lengths of alternating runs of 0 and 1, in column order.
 
-The string packs each run in characters of 48 + six bits: five of the value, low ones first, and
-one that says "more follows"; the last five carry the sign. From the fourth run on, what is stored
-is the difference to the run before the last.
+They are a list of numbers or a string. The string holds each number in characters of 48 + six bits:
+five bits of the value, the lowest first, and one bit that says that more follow; the last five hold
+the sign. From the fourth run on, the number is the difference to the run before the last.
 """
 
 from collections.abc import Mapping, Sequence

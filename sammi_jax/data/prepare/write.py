@@ -1,12 +1,11 @@
-"""The owner's files become a folder that TFDS reads, shard by shard, so that it can be resumed.
+"""Prepares a set: writes the owner's files to a folder that TFDS reads, shard by shard.
 
-Everything is written to ``DATA_DIR/NAME/1.0.0.partial`` and renamed at the end: a folder
-``DATA_DIR/NAME/1.0.0`` is whole. The same source gives the same bytes, interrupted or not.
+Everything is written to ``DATA_DIR/NAME/1.0.0.partial``, which is renamed at the end: a folder
+``DATA_DIR/NAME/1.0.0`` is complete. An interrupted call resumes at the next shard. The same source
+gives the same bytes, interrupted or not.
 """
 
 import hashlib
-import json
-import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,10 +30,11 @@ from sammi_jax.data.prepare.records import (
 )
 from sammi_jax.data.vocabulary import Vocabulary, get_vocabulary
 from sammi_jax.errors import SammiError
+from sammi_jax.files import read_json, rename_folder, write_json
 
-_FORMAT = 1  # of what is stored; another one does not resume
+_FORMAT = 1  # of what is stored: a folder of another format is not resumed
 _PLAN_FILE = "plan.json"
-_PAIRS_PER_SHARD, _CUT_PAIRS_PER_SHARD = 256, 16  # a cut picture gives many examples
+_PAIRS_PER_SHARD, _CUT_PAIRS_PER_SHARD = 256, 16  # an image that is cut gives many examples
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,6 @@ class _Work:
     pairs: dict[str, list[Pair]]  # of each split
     complete: bool
 
-    @property
-    def largest_label(self) -> int:
-        return max(self.vocabulary.ignore_index, self.vocabulary.num_classes - 1)
-
     def shards(self, split: str) -> list[list[Pair]]:
         size = _PAIRS_PER_SHARD if self.layout.tile is None else _CUT_PAIRS_PER_SHARD
         pairs = self.pairs[split]
@@ -57,7 +53,7 @@ class _Work:
 
 
 def prepared_folder(data_dir: Path, name: str) -> Path:
-    """Where a prepared set lies."""
+    """The folder of a prepared set."""
     return data_dir / name / VERSION
 
 
@@ -72,9 +68,9 @@ def prepare(
     """Write a known set as a TFDS folder; what an interrupted call finished is kept.
 
     Args:
-        name: of `sammi_jax.data.layouts.LAYOUTS`.
+        name: of `sammi_jax.data.prepare.known_sets.LAYOUTS`.
         source: the folder with the owner's files, or its parent.
-        data_dir: prepared sets lie here.
+        data_dir: the folder of the prepared sets.
         splits: the owner's names; empty for all of them.
         allow_incomplete: accept another number of images than the set has, and images or labels
             that lack their partner, which are left out.
@@ -89,7 +85,7 @@ def prepare(
     layout, vocabulary = get_layout(name), get_vocabulary(name)
     folder = prepared_folder(data_dir, name)
     if folder.exists():
-        raise SammiError(f"{folder}: prepared already; remove it to prepare {name} anew")
+        raise SammiError(f"{folder}: prepared already; remove it to prepare {name} again")
     chosen = [layout.split(split) for split in splits] or list(layout.splits)
     work = _plan(layout, vocabulary, source, chosen, allow_incomplete)
     partial = folder.with_name(f"{VERSION}.partial")
@@ -134,25 +130,25 @@ def _fingerprint(work: _Work) -> str:
 
 
 def _begin(partial: Path, fingerprint: str) -> None:
-    """An empty folder, or the one of an earlier call on the same files."""
+    """Keep the folder of an earlier call on the same files; otherwise make an empty one."""
     plan = partial / _PLAN_FILE
     if partial.exists():
         try:
-            same = json.loads(plan.read_text())["fingerprint"] == fingerprint
-        except (OSError, ValueError, KeyError):
+            same = read_json(plan).get("fingerprint") == fingerprint
+        except SammiError:
             same = False
         if same:
             return
         warnings.warn(
-            f"{partial}: the source has changed since this was begun; starting anew", stacklevel=2
+            f"{partial}: the source has changed since this was begun; starting again", stacklevel=2
         )
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    plan.write_text(json.dumps({"fingerprint": fingerprint}))
+    write_json(plan, {"fingerprint": fingerprint})
 
 
 def _write_split(partial: Path, work: _Work, split: str) -> list[Path]:
-    """Write the shards that are not there yet, and return all of them."""
+    """Write the shards that do not exist yet, and return the paths of all."""
     label_map = LabelMap(work.vocabulary)
     shards = work.shards(split)
     paths = []
@@ -164,10 +160,10 @@ def _write_split(partial: Path, work: _Work, split: str) -> list[Path]:
                 bar.update(len(pairs))
             else:
                 examples = _examples(pairs, work.layout, label_map, bar)
-                write_shard(path, examples, work.largest_label)
+                write_shard(path, examples, work.vocabulary.label_dtype)
             paths.append(path)
     if not sum(count_records(path) for path in paths):
-        raise SammiError(f"{title}: every pixel of every label is ignored; is it the right set?")
+        raise SammiError(f"{title}: every pixel of every label is ignored; check --source")
     return paths
 
 
@@ -180,14 +176,14 @@ def _examples(
 
 
 def _finish(partial: Path, folder: Path, work: _Work, shards: dict[str, list[Path]]) -> None:
-    """Metadata last, then the name that says "whole"."""
+    """Write the metadata, then give the folder its name."""
     known = {path for paths in shards.values() for path in paths}
     for path in partial.iterdir():
-        if path not in known:  # the plan, and what a kill left of a shard
+        if path not in known:  # the plan, and what a killed process left of a shard
             path.unlink()
-    metadata = _metadata(work)
-    write_metadata(partial, work.vocabulary.name, shards, work.largest_label, metadata)
-    os.rename(partial, folder)
+    vocabulary = work.vocabulary
+    write_metadata(partial, vocabulary.name, shards, vocabulary.label_dtype, _metadata(work))
+    rename_folder(partial, folder)
 
 
 def _metadata(work: _Work) -> dict[str, Any]:
