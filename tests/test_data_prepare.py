@@ -364,10 +364,9 @@ def test_cub_reads_its_lists(tmp_path):
     assert found == [("001.Albatross_A_1.jpg", 1), ("002.Bunting_B_2.jpg", 2)]
 
 
-def test_real_photographs(shared, tmp_path):
-    images = shared / "images"
-    prepare_ade(images, tmp_path)
-    prepare("mess_suim", images, tmp_path, allow_incomplete=True)
+def test_real_photographs(photographs, tmp_path):
+    prepare_ade(photographs, tmp_path)
+    prepare("mess_suim", photographs, tmp_path, allow_incomplete=True)
     for name, count in (("ade20k_150", 2), ("mess_suim", 2)):
         dataset = open_dataset(name, data_dir=tmp_path)
         assert examine(dataset.source, dataset.num_classes, dataset.ignore_label).sound

@@ -392,7 +392,6 @@ def test_a_torn_log_line_is_dropped(tmp_path, straight):
 
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboardX")
     train(Dummy(), replace(CONFIG, tensorboard=True), tmp_path)
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"learning_rate_x0.5" in file.read_bytes()
