@@ -11,7 +11,7 @@ import jax
 
 from sammi_jax.config.experiment import MeshConfig
 from sammi_jax.config.files import load_config
-from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.parallel.mesh import fsdp_sharding, make_mesh
 from sammi_jax.pods.aot import abstract_step
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,13 +23,13 @@ FSDP = (4, 8)
 def sharding_table(name: str) -> str:
     """One line a parameter: whether it trains, its shape, and its split for each value of fsdp."""
     config = load_config(ROOT / "configs" / f"{name}.py", [f"batch_size={DEVICES}"])
-    states = [
-        abstract_step(config, config.task, make_mesh(MeshConfig(fsdp=fsdp)))[1] for fsdp in FSDP
-    ]
+    meshes = [make_mesh(MeshConfig(fsdp=fsdp)) for fsdp in FSDP]
+    _, state, _ = abstract_step(config, config.task, meshes[0])
+    shardings = [fsdp_sharding(state, mesh) for mesh in meshes]
     rows = [("", "shape", *(f"fsdp={fsdp}" for fsdp in FSDP), "parameter")]
-    for path, leaf in sorted(states[0].params.items()):
-        splits = [_split(state.params[path]) for state in states]
-        trains = "trains" if path in states[0].trainable else "frozen"
+    for path, leaf in sorted(state.params.items()):
+        splits = [_split(sharding.params[path], len(leaf.shape)) for sharding in shardings]
+        trains = "trains" if path in state.trainable else "frozen"
         rows.append((trains, " x ".join(map(str, leaf.shape)) or "scalar", *splits, path))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     lines = [
@@ -38,29 +38,26 @@ def sharding_table(name: str) -> str:
     ]
     head = [f"configs/{name}.py on {DEVICES} devices; made by: python -m tests.sharding_table"]
     head += [
-        f"fsdp={fsdp}: a device holds {_mebibytes(state.params)} MiB of parameters and "
-        f"{_mebibytes(state.opt_state)} MiB of optimizer state"
-        for fsdp, state in zip(FSDP, states, strict=True)
+        f"fsdp={fsdp}: a device holds {_mebibytes(state.params, sharding.params)} MiB of "
+        f"parameters and {_mebibytes(state.opt_state, sharding.opt_state)} MiB of optimizer state"
+        for fsdp, sharding in zip(FSDP, shardings, strict=True)
     ]
     return "\n".join([*head, "", *(line.rstrip() for line in lines), ""])
 
 
-def _split(leaf) -> str:
+def _split(sharding, ndim) -> str:
     """The mesh axis of every array axis, such as ``. fsdp .``; ``whole``: on every device."""
-    if leaf.sharding.is_fully_replicated:
+    if sharding.is_fully_replicated:
         return "whole"
-    axes = [*leaf.sharding.spec, *(None,) * len(leaf.shape)][: len(leaf.shape)]
+    axes = [*sharding.spec, *(None,) * ndim][:ndim]
     return " ".join(axis or "." for axis in axes)
 
 
-def _mebibytes(tree) -> int:
-    return round(
-        sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(tree)
-        )
-        / 2**20
+def _mebibytes(tree, shardings) -> int:
+    bytes_of = lambda leaf, sharding: (  # noqa: E731
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     )
+    return round(sum(jax.tree.leaves(jax.tree.map(bytes_of, tree, shardings))) / 2**20)
 
 
 if __name__ == "__main__":
