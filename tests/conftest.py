@@ -1,5 +1,6 @@
 import importlib.metadata
 import os
+import shutil
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,11 +23,16 @@ import jax
 import numpy as np
 import pytest
 
-from sammi_jax.text.tokenizer import BPE_FILE
+from tests.skips import (  # noqa: F401 (hooks)
+    PhotographsMissingError,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOGRAPHS = ROOT.parent / "shared" / "images"
 
 
 @pytest.fixture
@@ -34,17 +40,32 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-@pytest.fixture
-def shared() -> Path:
-    """The workplace's reference data; a user's clone has none."""
-    if not SHARED.is_dir():
-        pytest.skip(f"no reference data at {SHARED}")
-    return SHARED
+@pytest.fixture(scope="session")
+def photographs() -> Path:
+    """Public images with their label files, which are not ours to give on."""
+    if not PHOTOGRAPHS.is_dir():
+        raise PhotographsMissingError(f"no photographs at {PHOTOGRAPHS}")
+    return PHOTOGRAPHS
 
 
-@pytest.fixture
-def goldens(shared) -> Path:
-    return shared / "goldens"
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Reference outputs; their README says how they were made."""
+    return ROOT / "tests" / "goldens"
+
+
+@pytest.fixture(scope="session")
+def catseg_pth(goldens, tmp_path_factory) -> Path:
+    """The tiny CAT-Seg as the reference's trainer saves it, beside its description."""
+    import torch
+    from safetensors.torch import load_file
+
+    path = tmp_path_factory.mktemp("released") / "catseg_tiny.pth"
+    trainer = {"iteration": 79999, "hooks": {}, "_trainer": {"optimizer": {"state": {}}}}
+    state = load_file(goldens / "catseg_tiny.safetensors")
+    torch.save({"model": state, "trainer": trainer, "iteration": 79999}, path)
+    shutil.copy(goldens / "catseg_tiny.json", path.parent)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +74,6 @@ def bpe_file() -> Path:
     try:
         files = importlib.metadata.files("open_clip_torch") or []
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip("open_clip_torch is not installed (pip install --no-deps open_clip_torch)")
-    (path,) = [file.locate() for file in files if file.name == BPE_FILE]
+        pytest.fail("open_clip_torch is not installed: run `make env`")
+    (path,) = [file.locate() for file in files if file.name == "bpe_simple_vocab_16e6.txt.gz"]
     return Path(str(path))

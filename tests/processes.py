@@ -42,19 +42,44 @@ def start_process(config, workdir, *arguments, devices=1, before="", precision="
     )
 
 
-def start_job(config, workdir, *arguments, count=2, **options):
-    """The processes of a job."""
+def start_job(config, workdir, *arguments, count=2, before="", before_in=None, **options):
+    """The processes of a job; ``before_in`` has other statements for some, by their numbers."""
     job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", str(count))
+    statements = dict.fromkeys(range(count), before) | (before_in or {})
     return [
-        start_process(config, workdir, *arguments, *job, "--process-id", str(index), **options)
-        for index in range(count)
+        start_process(
+            config, workdir, *arguments, *job, "--process-id", str(index), before=text, **options
+        )
+        for index, text in statements.items()
     ]
 
 
+def signal_at(step, name, times=1):
+    """Statements by which a process sends itself a signal once it has logged a step."""
+    return f"""
+import os, signal
+from sammi_jax.training.metrics_log import Log
+write = Log.write
+def write_and_signal(log, step, metrics):
+    write(log, step, metrics)
+    if step == {step}:
+        for _ in range({times}):
+            os.kill(os.getpid(), signal.{name})
+Log.write = write_and_signal
+"""
+
+
 def finish(*processes):
-    """Exit codes and what stood on stderr."""
-    texts = [process.communicate(timeout=900)[1] for process in processes]
+    """Exit codes and what stood on stderr. No process may hang; how long it takes is not tested."""
+    texts = [process.communicate(timeout=1800)[1] for process in processes]
     return [process.returncode for process in processes], texts
+
+
+def assert_equal_runs(workdir, straight):
+    """Two finished runs have the same losses and the same model, to the bit."""
+    assert losses(workdir) == losses(straight)
+    models = [folder / "model" / "model.safetensors" for folder in (workdir, straight)]
+    assert models[0].read_bytes() == models[1].read_bytes()
 
 
 def losses(workdir):

@@ -1,6 +1,5 @@
 """Compilation for pods that are not here."""
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -79,10 +78,6 @@ def test_bad_input():
             describe_topology(name)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None and not LIBTPU.is_dir(),
-    reason=f"libtpu is neither installed nor in {LIBTPU} (make env)",
-)
 def test_compiles_for_a_small_pod():
     """The command, from the training step to the table, with what compiles fast."""
     small = ["batch_size=4", "compute_dtype=bfloat16", "task.num_classes=4",

@@ -1,4 +1,4 @@
-"""CAT-Seg's aggregator stage by stage against the reference's outputs (../shared/goldens)."""
+"""CAT-Seg's aggregator stage by stage against the reference's outputs (`tests/goldens`)."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""The whole of CAT-Seg against the reference on a tiny random checkpoint (../shared/goldens)."""
+"""The whole of CAT-Seg against the reference on a tiny random checkpoint (`tests/goldens`)."""
 
 import json
 
@@ -44,12 +44,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def reference():
-    from tests.conftest import SHARED
-
-    if not SHARED.is_dir():
-        pytest.skip(f"no reference data at {SHARED}")
-    return Reference(SHARED / "goldens")
+def reference(goldens):
+    return Reference(goldens)
 
 
 def _hwc(image):

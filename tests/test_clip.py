@@ -570,14 +570,9 @@ CATSEG = "sem_seg_head.predictor.clip_model."
 
 
 @pytest.fixture(scope="module")
-def golden_files():
-    from conftest import SHARED
-
-    folder = SHARED / "goldens"
-    if not folder.is_dir():
-        pytest.skip(f"no reference data at {folder}")
-    tensors = load_file(folder / "catseg_tiny.safetensors")
-    return tensors, np.load(folder / "catseg_tiny_eval.npz")
+def golden_files(goldens):
+    tensors = load_file(goldens / "catseg_tiny.safetensors")
+    return tensors, np.load(goldens / "catseg_tiny_eval.npz")
 
 
 @pytest.fixture(scope="module")

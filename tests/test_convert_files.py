@@ -264,9 +264,9 @@ def test_sam(tmp_path, sam_file, layout, rng):
 
 
 def segment_plainly(model, clip_in, text):
-    text = ClassTexts(text[:, None], jnp.ones(len(text), bool))
+    texts = ClassTexts(text[:, None], jnp.ones(len(text), bool))
     layout = ViewLayout(model.config.aggregator.grid_size)
-    output = model(clip_in[:, None], None, text, layout=layout, pooling_size=1)
+    output = model(clip_in[:, None], None, texts, layout=layout, pooling_size=1)
     return output.logits[:, 0]
 
 
@@ -277,13 +277,9 @@ def catseg_logits(folder, goldens):
 
 
 @pytest.fixture(scope="module")
-def catseg_folder(tmp_path_factory):
-    from conftest import SHARED
-
-    if not SHARED.is_dir():
-        pytest.skip(f"no reference data at {SHARED}")
+def catseg_folder(tmp_path_factory, catseg_pth):
     folder = tmp_path_factory.mktemp("catseg") / "model"
-    assert convert("catseg", SHARED / "goldens" / "catseg_tiny.pth", folder) == 0
+    assert convert("catseg", catseg_pth, folder) == 0
     return folder
 
 
@@ -315,10 +311,10 @@ def test_sammi_from_catseg(sammi_folder, catseg_folder, sam_file, tmp_path):
 
 
 def segment_with_masks(model, clip_in, text, sam_image):
-    text = ClassTexts(text[:, None], jnp.ones(len(text), bool))
+    texts = ClassTexts(text[:, None], jnp.ones(len(text), bool))
     layout = ViewLayout(model.config.aggregator.grid_size)
     sam_input = SamInput(sam_image, jnp.full((1, 2), float(SIDE)))
-    output = model(clip_in[:, None], sam_input, text, layout=layout, pooling_size=1)
+    output = model(clip_in[:, None], sam_input, texts, layout=layout, pooling_size=1)
     return output.logits[:, 0]
 
 
@@ -330,10 +326,9 @@ def test_sammi_starts_as_catseg(sammi_folder, goldens, rng):
     assert_parity(logits, data["eval_pool1/logits"], name="SAM-MI put together, untrained")
 
 
-def test_sammi_is_the_same_each_time(sammi_folder, catseg_folder, sam_file, tmp_path, goldens):
+def test_sammi_is_the_same_each_time(sammi_folder, catseg_folder, sam_file, tmp_path, catseg_pth):
     """From the checkpoint instead of its folder: the same bytes, fresh parts included."""
-    source = goldens / "catseg_tiny.pth"
-    assert convert("sammi", source, tmp_path / "again", "--sam", sam_file) == 0
+    assert convert("sammi", catseg_pth, tmp_path / "again", "--sam", sam_file) == 0
     first, again = (
         (folder / "model.safetensors").read_bytes() for folder in (sammi_folder, tmp_path / "again")
     )
@@ -369,23 +364,16 @@ def test_published_sizes_over_a_clip(patch, side, layers, expected):
 
 
 @pytest.fixture(scope="module")
-def good_sources(tmp_path_factory, clip_reference, sam_file):
+def good_sources(tmp_path_factory, clip_reference, sam_file, catseg_pth):
     """A checkpoint of each kind as one file: path and state dict."""
-    from conftest import SHARED
-
     folder = tmp_path_factory.mktemp("good")
     save_file(openai_state(clip_reference, half=False), folder / "clip.safetensors")
     shutil.copy(sam_file, folder / "sam.pth")
-    states = {
+    return {
         "clip": (folder / "clip.safetensors", openai_state(clip_reference, half=False)),
         "sam": (folder / "sam.pth", torch.load(sam_file, weights_only=True)),
+        "catseg": (catseg_pth, torch.load(catseg_pth, weights_only=True)["model"]),
     }
-    if SHARED.is_dir():
-        for name in ("catseg_tiny.pth", "catseg_tiny.json"):
-            shutil.copy(SHARED / "goldens" / name, folder)
-        path = folder / "catseg_tiny.pth"
-        states["catseg"] = (path, torch.load(path, weights_only=True)["model"])
-    return states
 
 
 KEYS = {
@@ -415,8 +403,6 @@ def refused(tmp_path, capsys, *arguments) -> str:
 @pytest.mark.parametrize("kind", ["clip", "sam", "catseg"])
 @pytest.mark.parametrize("fault", ["missing", "missing first", "extra", "shape", "truncated"])
 def test_faulty_checkpoint(tmp_path, capsys, good_sources, kind, fault):
-    if kind not in good_sources:
-        pytest.skip("no reference data")
     path, state = good_sources[kind]
     state, key = dict(state), KEYS[kind]
     (tmp_path / "source").mkdir()

@@ -73,11 +73,13 @@ def test_vocabularies_are_consistent(name):
     assert vocabulary.licence
 
 
-def test_vocabularies_equal_the_collected_facts(shared):
+def test_vocabularies_equal_the_collected_facts(goldens):
     """Against the files that they were made from: names, palettes, ignored values, counts."""
-    random = json.loads((shared / "vocab" / "mess_random_miou.json").read_text())["values"]
+    facts = json.loads((goldens / "vocabularies.json").read_text(encoding="utf-8"))
+    random = facts["random_miou"]["values"]
+    assert set(facts["vocabularies"]) == set(vocabulary_names())
     for name in vocabulary_names():
-        fact = json.loads((shared / "vocab" / f"{name}.json").read_text())
+        fact = facts["vocabularies"][name]
         vocabulary = get_vocabulary(name)
         assert list(vocabulary.classes) == fact["classes"]
         assert vocabulary.texts == tuple(words[0] for words in fact["synonyms"])

@@ -51,8 +51,8 @@ def save(path, array, mode=None):
 
 
 @pytest.fixture
-def golden(shared):
-    return json.loads((shared / "images" / "GOLDEN.json").read_text())
+def golden(photographs):
+    return json.loads((photographs / "GOLDEN.json").read_text())
 
 
 @pytest.mark.parametrize(
@@ -68,17 +68,17 @@ def golden(shared):
         ("mess_suim", "SUIM/TEST/masks/n_l_12_.bmp", None),
     ],
 )
-def test_equals_the_reference_on_real_files(shared, golden, name, file, key):
+def test_equals_the_reference_on_real_files(photographs, golden, name, file, key):
     expected = golden[file][key] if key else golden[file]
-    label = train_ids(name, shared / "images" / file)
+    label = train_ids(name, photographs / file)
     assert list(label.shape) == expected["shape"]
     assert label.dtype == expected["dtype"]
     assert sha(label) == expected["sha256_uint16_le"]
 
 
-def test_ade_full_equals_the_reference_at_both_sizes(shared, golden):
+def test_ade_full_equals_the_reference_at_both_sizes(photographs, golden):
     folder = "ADE20K_2021_17_01/images/ADE/training/urban/street"
-    image = shared / "images" / folder / "ADE_train_00016964.jpg"
+    image = photographs / folder / "ADE_train_00016964.jpg"
     expected = golden[f"{folder}/ADE_train_00016964.jpg"]
     seg = image.with_name("ADE_train_00016964_seg.png")
     assert sha(train_ids("ade20k_847", seg)) == expected["full_resolution"]["sha256_uint16_le"]
@@ -91,9 +91,9 @@ def test_ade_full_equals_the_reference_at_both_sizes(shared, golden):
     assert hashlib.sha256(pixels.tobytes()).hexdigest() == expected["prepared_image_sha256"]
 
 
-def test_panoptic_pixels_as_coco_stuff_values(shared, tmp_path):
+def test_panoptic_pixels_as_coco_stuff_values(photographs, tmp_path):
     """stuffthingmaps hold id - 1: made here of the panoptic pair, whose ids are the same."""
-    folder = shared / "images" / "coco_panoptic"
+    folder = photographs / "coco_panoptic"
     colors = np.asarray(Image.open(folder / "panoptic" / "000000142238.png")).astype(int)
     segment = colors @ [1, 256, 65536]
     index = json.loads((folder / "panoptic_examples.json").read_text())

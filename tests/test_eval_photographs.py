@@ -33,13 +33,12 @@ CONFIG = dataclasses.replace(
     template="A photo of a {} in the scene",
 )
 CONFIG_FILE = f"""
-from sammi_jax.config import SegmenterConfig, from_dict
-from sammi_jax.config import SegmentConfig, TrainConfig
+from sammi_jax.config import SegmentConfig, SegmenterConfig, TrainConfig, from_dict
 
 config = TrainConfig(task=SegmentConfig(model=from_dict(SegmenterConfig, {to_dict(CONFIG)!r})))
 """
 SETTINGS = ("eval.batch_size=2", "eval.save_labels=True", "eval.panels=1")
-VOC = "images/voc_labelme"
+VOC = "voc_labelme"
 IGNORE = 255
 
 
@@ -75,15 +74,15 @@ def models(tmp_path_factory, bpe_file):
 
 
 @pytest.fixture
-def data(shared, tmp_path):
+def data(photographs, tmp_path):
     """ADE20K's two photographs, prepared; and two of VOC's as a user's own folder."""
-    source = shared / "images/ADEChallengeData2016"
+    source = photographs / "ADEChallengeData2016"
     prepare = ["datasets", "prepare", "ade20k_150", "--source", source, "--data-dir", tmp_path]
     assert main([*map(str, prepare), "--allow-incomplete", "--split", "validation"]) == 0
     own = tmp_path / "own"
-    shutil.copytree(shared / VOC / "JPEGImages", own / "images")
-    shutil.copytree(shared / VOC / "SegmentationClass", own / "labels")
-    shutil.copy(shared / VOC / "class_names.txt", own / "classes.txt")
+    shutil.copytree(photographs / VOC / "JPEGImages", own / "images")
+    shutil.copytree(photographs / VOC / "SegmentationClass", own / "labels")
+    shutil.copy(photographs / VOC / "class_names.txt", own / "classes.txt")
     return tmp_path
 
 
@@ -95,15 +94,15 @@ def one_device(monkeypatch):
     monkeypatch.setattr("sammi_jax.parallel.mesh.make_mesh", lambda config: mesh)
 
 
-def ade_labels(shared):
+def ade_labels(photographs):
     """The owner's labels as class indices, by the stem of their photograph; 0 becomes 255."""
-    files = (shared / "images/ADEChallengeData2016/annotations/validation").glob("*.png")
+    files = (photographs / "ADEChallengeData2016/annotations/validation").glob("*.png")
     return {path.stem: np.asarray(Image.open(path)) - np.uint8(1) for path in files}
 
 
-def own_labels(shared):
+def own_labels(photographs):
     """Of the user's own folder."""
-    files = (shared / VOC / "SegmentationClass").glob("*.png")
+    files = (photographs / VOC / "SegmentationClass").glob("*.png")
     return {path.stem: np.asarray(Image.open(path)) for path in files}
 
 
@@ -152,8 +151,8 @@ def check_head(found, config):
     assert found["eval"]["panels"] == 1
 
 
-def check_own(record, shared):
-    names = tuple((shared / VOC / "class_names.txt").read_text().splitlines())
+def check_own(record, photographs):
+    names = tuple((photographs / VOC / "class_names.txt").read_text().splitlines())
     assert (record["column"], record["num_images"], record["num_classes"]) == ("own", 2, 21)
     assert tuple(row["name"] for row in record["classes"]) == names
     assert record["vocabulary_sha256"] == vocabulary_hash(names, range(21))
@@ -165,7 +164,7 @@ TTA = ("eval.flip=True", "eval.scales=(48, 64)", "eval.class_chunk=7", "eval.max
 @pytest.mark.parametrize(
     ("kind", "more"), [("clip", ()), pytest.param("sammi", TTA, marks=pytest.mark.slow)]
 )
-def test_prepared_set_and_own_folder(models, config_file, data, shared, kind, more):
+def test_prepared_set_and_own_folder(models, config_file, data, photographs, kind, more):
     names = ("ade20k_150", f"folder:{data / 'own'}")
     found = evaluate(config_file, models / kind, data, names, *SETTINGS, *more)
     check_head(found, load_config(config_file, [*SETTINGS, *more]))
@@ -173,23 +172,23 @@ def test_prepared_set_and_own_folder(models, config_file, data, shared, kind, mo
     assert (ade["column"], ade["num_images"], ade["num_classes"]) == ("A-150", 2, 150)
     assert ade["vocabulary_sha256"] == get_vocabulary("ade20k_150").sha256
     assert ade["classes"][0]["name"] == "wall"
-    check_own(own, shared)
+    check_own(own, photographs)
     pictures = 3 if kind == "clip" else 4
-    check_pictures(ade, data / "out", ade_labels(shared), pictures)
-    check_pictures(own, data / "out", own_labels(shared), pictures)
+    check_pictures(ade, data / "out", ade_labels(photographs), pictures)
+    check_pictures(own, data / "out", own_labels(photographs), pictures)
     table = (data / "out/results.md").read_text()
     assert "| A-847 | PC-459 | A-150 | PC-59 | PAS-20 | PAS-20b |" in table
     assert f"| - | - | {100 * ade['miou']:.1f} | - | - | - |" in table
 
 
-def test_windows_and_masks_on_an_own_folder(models, config_file, data, shared):
+def test_windows_and_masks_on_an_own_folder(models, config_file, data, photographs):
     found = evaluate(config_file, models / "sammi", data, [f"folder:{data / 'own'}"], *SETTINGS)
     check_head(found, load_config(config_file, [*SETTINGS]))
     (own,) = found["results"]
-    check_own(own, shared)
+    check_own(own, photographs)
     assert own["points_per_image"] == 6
     assert 0 < own["masks_per_image"] <= 6
-    check_pictures(own, data / "out", own_labels(shared), pictures=4)
+    check_pictures(own, data / "out", own_labels(photographs), pictures=4)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,11 +34,25 @@ def clip_folder(tmp_path_factory):
     return folder
 
 
-def start(folder, workdir, *arguments, devices=1):
+KILL_AT_SAVE = """
+import os, signal
+from sammi_jax.evaluation.partial import PartialResult
+save = PartialResult.save
+def save_and_kill(partial, totals, batches_done):
+    save(partial, totals, batches_done)
+    if batches_done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+PartialResult.save = save_and_kill
+"""
+
+
+def start(folder, workdir, *arguments, devices=1, before=""):
+    """``eval.py`` after the statements ``before``."""
+    code = f"{before}\nimport runpy; runpy.run_path({str(ROOT / 'eval.py')!r}, run_name='__main__')"
     flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [
-            sys.executable, ROOT / "eval.py", "--config", ROOT / "configs/openshapes_sammi.py",
+            sys.executable, "-c", code, "--config", ROOT / "configs/openshapes_sammi.py",
             "--model", folder, "--datasets", DATASET, "--workdir", workdir,
             "--set", f"eval.num_examples={IMAGES}", *arguments,
         ],
@@ -52,7 +65,7 @@ def start(folder, workdir, *arguments, devices=1):
 
 def finish(*processes):
     for process in processes:
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=1800)
         assert process.returncode == 0, out + err
 
 
@@ -65,14 +78,11 @@ def test_killed_and_resumed(clip_folder, tmp_path):
     finish(start(clip_folder, tmp_path / "whole"))
     settings = ("--set", "eval.batch_size=1", "--set", "eval.save_every=1")
     workdir = tmp_path / "killed"
-    process = start(clip_folder, workdir, *settings)
+    process = start(clip_folder, workdir, *settings, before=KILL_AT_SAVE)
+    _, err = process.communicate(timeout=1800)
+    assert process.returncode == -signal.SIGKILL, err
     partial = workdir / "partial" / "os48_val_unseen.npz"
-    deadline = time.monotonic() + 120
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert partial.exists(), "the evaluation was over before it could be killed"
+    assert partial.exists()
     finish(start(clip_folder, workdir, *settings))
     assert results(workdir) == results(tmp_path / "whole")
     assert not partial.exists()
@@ -98,6 +108,6 @@ def test_two_processes(clip_folder, tmp_path):
 
 def test_half_of_a_job(clip_folder, tmp_path):
     process = start(clip_folder, tmp_path, "--num-processes", "2")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=1800)
     assert process.returncode == 1
     assert err.strip().splitlines()[-1].startswith("sammi eval: --coordinator, --num-processes and")

@@ -1,4 +1,4 @@
-"""The training loss against the reference's (../shared/goldens) and its rules."""
+"""The training loss against the reference's (`tests/goldens`) and its rules."""
 
 import json
 

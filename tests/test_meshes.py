@@ -19,9 +19,9 @@ EXPERIMENT = """
 from dataclasses import replace
 
 from sammi_jax.config import (
-    CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, DmiConfig, MaskConfig, MaskFilterConfig, TsppConfig,
+    CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, DmiConfig, MaskConfig, MaskFilterConfig, OptimConfig,
+    SegmentConfig, TrainConfig, TsppConfig,
 )
-from sammi_jax.config import OptimConfig, SegmentConfig, TrainConfig
 
 clip = CLIP_SIZES["openshapes"]
 masks = MaskConfig(

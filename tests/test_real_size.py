@@ -6,12 +6,13 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sammi_jax.cli.main import main
 from sammi_jax.config.model import SAM_SIZES, SEGMENTER_SIZES
-from sammi_jax.convert import clip_keys
 from sammi_jax.convert.catseg_keys import model_rules
+from sammi_jax.convert.clip_keys import Layout
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sam import sam_rules
 from sammi_jax.weights.kinds import expected_params
@@ -31,11 +32,10 @@ def _random(config, seed):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """CAT-Seg's .pth (as its trainer writes it) and SAM's .pth, ViT-B both, random weights."""
-    torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("released")
     catseg = SEGMENTER_SIZES["vitb16"]
     start = "sem_seg_head.predictor.clip_model."
-    rules = model_rules(catseg, clip_keys.Layout("catseg", start))
+    rules = model_rules(catseg, Layout("catseg", start))
     tensors = invert_rules(_random(catseg, 0), rules)
     state = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
     torch.save({"model": state, "iteration": 79999}, folder / "model_base.pth")
@@ -56,7 +56,7 @@ def _accept_every_mask(file):
 
 
 @pytest.mark.slow
-def test_photograph_is_segmented(checkpoints, shared, bpe_file, tmp_path, capsys):
+def test_photograph_is_segmented(checkpoints, photographs, bpe_file, tmp_path, capsys):
     folder, out = tmp_path / "sammi", tmp_path / "out"
     source, sam = checkpoints / "model_base.pth", checkpoints / "sam_vit_b_01ec64.pth"
     began = time.perf_counter()
@@ -65,11 +65,11 @@ def test_photograph_is_segmented(checkpoints, shared, bpe_file, tmp_path, capsys
     assert main([str(part) for part in convert]) == 0
     converted = time.perf_counter()
     _accept_every_mask(folder / "config.json")
-    photographs = sorted((shared / "images/ADEChallengeData2016/images/validation").glob("*.jpg"))
-    segment = ["segment", *photographs, "--classes", CLASSES, "--model", folder, "--out", out]
+    files = sorted((photographs / "ADEChallengeData2016/images/validation").glob("*.jpg"))
+    segment = ["segment", *files, "--classes", CLASSES, "--model", folder, "--out", out]
     assert main([str(part) for part in segment]) == 0
     done = time.perf_counter()
-    for photograph in photographs:
+    for photograph in files:
         summary = json.loads((out / f"{photograph.stem}.json").read_text())
         width, height = Image.open(photograph).size
         assert (summary["width"], summary["height"]) == (width, height)
@@ -83,6 +83,6 @@ def test_photograph_is_segmented(checkpoints, shared, bpe_file, tmp_path, capsys
     with capsys.disabled():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
-            f"\nconvert {converted - began:.0f} s, segment {len(photographs)} photographs "
+            f"\nconvert {converted - began:.0f} s, segment {len(files)} photographs "
             f"{done - converted:.0f} s, peak memory {peak:.1f} GiB"
         )

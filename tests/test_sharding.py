@@ -1,8 +1,9 @@
-"""Constraints inside the models: same results, less work a device."""
+"""Where parameters lie, and constraints inside the models: same results, less work a device."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from sammi_jax.config.experiment import MeshConfig
@@ -11,6 +12,7 @@ from sammi_jax.models.clip import Clip
 from sammi_jax.models.sammi import text_embeddings
 from sammi_jax.ops.sharding import spread, whole
 from sammi_jax.parallel.mesh import make_mesh
+from tests.sharding_table import CONFIGS, sharding_table
 
 
 def test_constraints_do_nothing_without_a_mesh():
@@ -35,3 +37,10 @@ def test_devices_share_the_texts(rng):
     assert found.sharding.is_fully_replicated
     np.testing.assert_allclose(found, alone(state, token_ids), atol=1e-6)
     assert shared.cost_analysis()["flops"] < 0.25 * alone.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_parameters_of_the_real_configurations_are_split_as_recorded(goldens, name):
+    """Where a change means to split them otherwise: ``python -m tests.sharding_table``."""
+    recorded = (goldens / f"sharding_{name}.txt").read_text()
+    assert sharding_table(name).splitlines() == recorded.splitlines()

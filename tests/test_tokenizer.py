@@ -8,6 +8,7 @@ import tokenizers
 import transformers
 from tokenizers import AddedToken, models, pre_tokenizers, processors
 
+from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_names
 from sammi_jax.errors import SammiError
 from sammi_jax.text.tokenizer import BPE_FILE, END, START, Tokenizer
 from sammi_jax.text.vocabulary import first_synonym, parse_class_list, prompts, read_class_file
@@ -72,11 +73,9 @@ def test_same_ids_as_transformers(tokenizer, hugging_face):
         assert row.tolist() == padded(hugging_face(text)["input_ids"]), text
 
 
-def test_every_class_name_as_transformers(tokenizer, hugging_face, shared):
-    names = []
-    for file in sorted((shared / "vocab").glob("*.json")):
-        names += json.loads(file.read_text(encoding="utf-8")).get("classes", [])
-    texts = prompts([name for name in names if isinstance(name, str)], "A photo of a {}")
+def test_every_class_name_as_transformers(tokenizer, hugging_face):
+    names = [name for key in vocabulary_names() for name in get_vocabulary(key).classes]
+    texts = prompts(names, "A photo of a {}")
     assert len(texts) > 2000
     rows = tokenizer(texts)
     for row, ids in zip(rows, hugging_face(texts)["input_ids"], strict=True):

@@ -144,8 +144,8 @@ def test_open_clip_folder(tmp_path, state):
     assert read_tensors(tmp_path).config_json == {"model_cfg": {}}
 
 
-def test_goldens_with_their_sidecar(goldens):
-    found = read_tensors(goldens / "catseg_tiny.pth")
+def test_goldens_with_their_sidecar(catseg_pth, goldens):
+    found = read_tensors(catseg_pth)
     assert found.config_json is not None
     assert found.config_json["config"]["agg"]["hidden"] == 32
     assert_same(

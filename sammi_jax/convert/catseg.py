@@ -78,7 +78,7 @@ def rules_for(
 
     Args:
         tensors: the state dictionary; its keys may all begin with ``module.``.
-        config_json: a description beside it, as that of ``../shared/goldens/catseg_tiny.json``:
+        config_json: a description beside it, as ``tests/goldens/catseg_tiny.json``:
             heads, pooling, taps and the rest that no shape shows. The released files have none.
         overrides: any of `OVERRIDES`, before ``config_json``; what shapes say stands.
 
