@@ -34,7 +34,7 @@ CONFIG = dataclasses.replace(
 )
 CONFIG_FILE = f"""
 from sammi_jax.config import SegmenterConfig, from_dict
-from sammi_jax.experiment import SegmentConfig, TrainConfig
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 
 config = TrainConfig(task=SegmentConfig(model=from_dict(SegmenterConfig, {to_dict(CONFIG)!r})))
 """

@@ -1,9 +1,11 @@
 """Jobs of several `train.py` processes that lose one of them, fail in one, or never assemble."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -30,13 +32,28 @@ def straight(config, tmp_path_factory):
     return workdir
 
 
+def start_and_wait_for_steps(config, workdir):
+    processes = start_job(config, workdir, *SHORT)
+    log, deadline = workdir / "log.jsonl", time.monotonic() + 400
+    while time.monotonic() < deadline and (not log.is_file() or len(losses(workdir)) < 10):
+        time.sleep(0.01)
+    return processes
+
+
+def assert_a_restart_resumes(config, workdir, straight):
+    saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal())
+    assert 0 < saved < STEPS
+    codes, texts = finish(*start_job(config, workdir, *SHORT))
+    assert codes == [0, 0], texts
+    assert losses(workdir) == losses(straight)
+    models = [folder / "model" / "model.safetensors" for folder in (workdir, straight)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, tmp_path, victim):
-    processes = start_job(config, tmp_path, *SHORT)
-    log, deadline = tmp_path / "log.jsonl", time.monotonic() + 400
-    while time.monotonic() < deadline and (not log.is_file() or len(losses(tmp_path)) < 10):
-        time.sleep(0.01)
+    processes = start_and_wait_for_steps(config, tmp_path)
     begin = time.monotonic()
     processes[victim].send_signal(signal.SIGKILL)
     code = processes[1 - victim].wait(timeout=60)
@@ -49,20 +66,42 @@ def test_a_lost_process_ends_the_other_and_a_restart_resumes(config, straight, t
     assert line.startswith(f"sammi train: process {victim} (")
     assert "was lost" in line
     assert "start all processes again with the same command" in line
-    saved = max(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal())
-    assert 0 < saved < STEPS
-    codes, texts = finish(*start_job(config, tmp_path, *SHORT))
-    assert codes == [0, 0], texts
-    assert losses(tmp_path) == losses(straight)
-    models = [folder / "model" / "model.safetensors" for folder in (tmp_path, straight)]
-    assert models[0].read_bytes() == models[1].read_bytes()
+    assert_a_restart_resumes(config, tmp_path, straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_where_the_system_kills_what_works_both_say_so(config, tmp_path, victim):
+    """The child of the process that was started, as where memory runs out."""
+    processes = start_and_wait_for_steps(config, tmp_path)
+    pid = processes[victim].pid
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(child), signal.SIGKILL)
+    codes, texts = finish(*processes)
+    assert codes == [75, 75]
+    for text in texts:
+        line = text.strip().splitlines()[-1]
+        assert line.startswith(f"sammi train: process {victim} (")
+        assert "was lost (killed by SIGKILL)" in line
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_and_ends_both(config, straight, tmp_path):
+    processes = start_and_wait_for_steps(config, tmp_path)
+    for _ in range(2):  # the second changes nothing
+        processes[1].send_signal(signal.SIGTERM)
+    codes, texts = finish(*processes)
+    assert codes == [75, 75]
+    for text in texts:
+        assert "asked to end (SIGTERM) after step" in text.strip().splitlines()[-1]
+    assert_a_restart_resumes(config, tmp_path, straight)
 
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_other(config, tmp_path):
     """Here the other would wait for it in a collective."""
     broken = "import sammi_jax.training.tasks as t\nfrom sammi_jax.errors import SammiError\n" + (
-        "def make_task(config): raise SammiError('no such picture')\nt.make_task = make_task"
+        "def make_task(config): raise SammiError('no such image')\nt.make_task = make_task"
     )
     job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2", "--process-id")
     codes, texts = finish(
@@ -72,8 +111,8 @@ def test_an_error_in_one_process_ends_the_other(config, tmp_path):
     assert codes == [1, 1]
     last = [text.strip().splitlines()[-1] for text in texts]
     assert last[0].startswith("sammi train: process 1 (")
-    assert "ended with an error (no such picture)" in last[0]
-    assert last[1] == "sammi train: no such picture"
+    assert "ended with an error (no such image)" in last[0]
+    assert last[1] == "sammi train: no such image"
 
 
 @pytest.mark.parametrize("process", ["0", "1"])

@@ -21,7 +21,7 @@ from dataclasses import replace
 from sammi_jax.config import (
     CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES, DmiConfig, MaskConfig, MaskFilterConfig, TsppConfig,
 )
-from sammi_jax.experiment import OptimConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.experiment import OptimConfig, SegmentConfig, TrainConfig
 
 clip = CLIP_SIZES["openshapes"]
 masks = MaskConfig(

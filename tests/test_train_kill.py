@@ -17,7 +17,7 @@ EXPERIMENT = f"""
 from dataclasses import replace
 
 from sammi_jax.config import CLIP_SIZES
-from sammi_jax.experiment import CaptionConfig, OptimConfig, TrainConfig
+from sammi_jax.config.experiment import CaptionConfig, OptimConfig, TrainConfig
 
 clip = CLIP_SIZES["openshapes"]
 one = lambda tower: replace(tower, num_layers=1)
