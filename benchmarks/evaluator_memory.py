@@ -22,7 +22,6 @@ from sammi_jax.config.experiment import EvalConfig, MeshConfig
 from sammi_jax.config.model import SEGMENTER_SIZES, MaskConfig, SegmenterConfig, SlidingConfig
 from sammi_jax.evaluation.evaluator import make_variants
 from sammi_jax.evaluation.program import Readout, make_network, make_readout, make_target
-from sammi_jax.evaluation.totals import zero_totals
 from sammi_jax.inference.forward import ViewScores, blend_logits, forward_input
 from sammi_jax.inference.inputs import SegmenterInput, segmenter_input
 from sammi_jax.models.class_texts import ClassTexts
@@ -93,7 +92,6 @@ class Programs:
         sizes = [LABEL_SHAPE] * batch_size
         target = make_target([label] * batch_size, sizes, sides, 65535, LABEL_SHAPE, batch_size)
         self._target = abstract(target, split)
-        self._totals = abstract(zero_totals(num_classes), whole)
         self._scores: Any = None
 
     def network(self) -> Any:
@@ -109,7 +107,7 @@ class Programs:
         how = Readout(merge, self._num_classes, class_chunk, None, None, True)
         program = make_readout(self._predictor, self._variants, how, self._mesh)
         maps, proposals = self._scores
-        return program.lower(self._totals, maps, proposals, self._text.mask, self._target)
+        return program.lower(maps, proposals, self._text.mask, self._target)
 
 
 def report(what: str, lowered: Any) -> None:

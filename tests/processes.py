@@ -54,8 +54,11 @@ def start_job(config, workdir, *arguments, count=2, before="", before_in=None, *
     ]
 
 
-def signal_at(step, name, times=1):
-    """Statements by which a process sends itself a signal once it has logged a step."""
+def signal_at(step, name, times=1, to="os.getpid()"):
+    """Statements by which a process sends a signal once it has logged a step.
+
+    By default to itself; ``os.getppid()`` is the process that was started, which watches it.
+    """
     return f"""
 import os, signal
 from sammi_jax.training.metrics_log import Log
@@ -64,7 +67,7 @@ def write_and_signal(log, step, metrics):
     write(log, step, metrics)
     if step == {step}:
         for _ in range({times}):
-            os.kill(os.getpid(), signal.{name})
+            os.kill({to}, signal.{name})
 Log.write = write_and_signal
 """
 

@@ -17,9 +17,10 @@ from sammi_jax.errors import SammiError
 from sammi_jax.evaluation import confusion_matrix, scores
 from sammi_jax.evaluation.buckets import choose_buckets, plan_batches
 from sammi_jax.evaluation.evaluator import evaluate
+from sammi_jax.evaluation.partial import _as_words, _from_words
 from sammi_jax.evaluation.program import boundary_distance
 from sammi_jax.evaluation.report import papers_table
-from sammi_jax.evaluation.totals import Counts, add_counts, from_arrays, to_arrays, to_host
+from sammi_jax.evaluation.totals import Counts, add_counts, from_arrays, to_arrays, zero_sums
 from sammi_jax.inference.forward import ViewScores
 from sammi_jax.inference.inputs import SegmenterInput
 from sammi_jax.models.class_texts import ClassTexts
@@ -57,7 +58,7 @@ class PlainPredictor:
         return maps[:, 0]
 
 
-class Pictures:
+class Images:
     """Random images of several sizes whose labels have ignored pixels."""
 
     def __init__(self, sizes):
@@ -78,7 +79,7 @@ class Pictures:
         return self.examples[index]
 
 
-class KnowsSizes(Pictures):
+class KnowsSizes(Images):
     """As the prepared sets: sizes without decoding. Notes what is read; stops where told to."""
 
     def __init__(self, sizes, stop_at=None):
@@ -102,7 +103,7 @@ SIZES = [(90, 130), (130, 90), (200, 64), (64, 64), (129, 200), (90, 130), (64, 
 def dataset():
     return Dataset(
         "pictures",
-        Pictures(SIZES),
+        Images(SIZES),
         ("a", "b", "c", "d", "e"),
         (0, 1, 2, 3, 3),
         IGNORE,
@@ -246,19 +247,19 @@ def test_resumes_to_the_bit(dataset, tmp_path):
 
 def test_bad_labels(dataset, tmp_path):
     def with_label(label):
-        source = Pictures(SIZES[:1])
+        source = Images(SIZES[:1])
         source.examples[0]["label"] = label(source.examples[0]["label"])
         return dataclasses.replace(dataset, source=source)
 
     with pytest.raises(SammiError, match=r"a/0\.jpg: label 77 is neither"):
         run(with_label(lambda x: np.where(x == 1, 77, x)), tmp_path)
-    with pytest.raises(SammiError, match=r"a/0\.jpg: the image is .*one size"):
+    with pytest.raises(SammiError, match=r"a/0\.jpg: the image is .*the same size"):
         run(with_label(lambda x: x[:-1]), tmp_path)
     with pytest.raises(SammiError, match="batch_size=3"):
         run(dataset, tmp_path, 8, batch_size=3)
 
 
-def test_pictures(dataset, tmp_path):
+def test_written_images(dataset, tmp_path):
     run(dataset, tmp_path, save_labels=True, panels=2)
     files = sorted((tmp_path / "labels" / "pictures").iterdir())
     assert [file.name for file in files] == [f"a__{i}.png" for i in range(len(SIZES))]
@@ -284,18 +285,19 @@ def test_buckets():
         plan_batches(sizes, 7, 0)
 
 
-def test_totals_do_not_overflow():
+def test_sums_do_not_overflow():
+    """Nor on the way to other processes, which JAX does in 32 bits."""
     big = np.uint32(2**32 - 3)
     counts = Counts(np.full((2, 2), big), np.full((3, 2), 7, np.uint32), big, big, np.uint32(1))
-    zero = jax.tree.map(np.zeros_like, counts)
-    words = ("low", "high")
-    totals = from_arrays({f"{word}_{k}": v for word in words for k, v in vars(zero).items()})
+    sums = zero_sums(2)
     for _ in range(5):
-        totals = jax.jit(add_counts)(totals, counts)
-    found = to_host(from_arrays(to_arrays(totals)))
-    assert found.confusion.tolist() == [[5 * int(big)] * 2] * 2
-    assert found.boundary.tolist() == [[35, 35]] * 3
-    assert (int(found.points), int(found.images)) == (5 * int(big), 5)
+        sums = add_counts(sums, jax.device_put(counts))
+    saved = from_arrays(to_arrays(sums))
+    words = jax.tree.map(lambda array: jnp.asarray(_as_words(array)), sums)
+    for found in (saved, jax.tree.map(_from_words, words, sums)):
+        assert found.confusion.tolist() == [[5 * int(big)] * 2] * 2
+        assert found.boundary.tolist() == [[35, 35]] * 3
+        assert (int(found.points), int(found.images)) == (5 * int(big), 5)
 
 
 @pytest.mark.parametrize("distance", [1, 4, 40])

@@ -18,7 +18,7 @@ from sammi_jax.data.input.loader import batch_indices, prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer, layer_norm, linear
 from sammi_jax.parallel.batch import Batch
-from sammi_jax.parallel.job import PreemptedError
+from sammi_jax.parallel.run import PreemptedError
 from sammi_jax.training.checkpoint import Checkpoints
 from sammi_jax.training.flops import PEAK_FLOPS
 from sammi_jax.training.loop import train

@@ -1,242 +1,220 @@
-"""The watchdog alone, in processes without JAX: what ends them, what they say, what does not.
+"""The watchdog alone, in processes without JAX: what ends them, what they say, what does not."""
 
-Nothing here depends on how fast the machine is: processes wait for events, and the limits in
-seconds are either never reached or what a test waits for.
-"""
-
-import json
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
-from sammi_jax.parallel import watchdog
-from sammi_jax.parallel.watchdog import EXIT_AGAIN, EXIT_FAILED
+from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED
 
 COUNT = 3
-NEVER = 3600.0  # seconds
+# Prints the port of its watchdog and its own process id, joins, and works.
 PROCESS = """
-import hashlib, socket, sys, threading, time
+import os, signal, sys, time
 from sammi_jax.parallel import watchdog
-process, count, port, watchdog.LOST_AFTER_S = map(float, sys.argv[1:])
-watchdog.PULSE_S, watchdog.GRACE_S = 0.1, 3600.0
-if process == 0:
-    server = socket.create_server(("127.0.0.1", int(port)))
-    dog = watchdog.Hub("test", server, 7, int(count))
-else:
-    dog = watchdog.Member("test", ("127.0.0.1", int(port)), 7, int(process))
-dog.start()
-print("ready", flush=True)
-if process == 0:
-    while sum(link.process is not None for link in dog._links) < count - 1:
-        time.sleep(0.01)
-    print("complete", flush=True)
-sys.stdin.read()
+watchdog.GRACE_S, watchdog.LOST_AFTER_S = map(float, sys.argv[3:])
+channel = watchdog.watch("test")
+print(channel.port, os.getpid(), flush=True)
+port, hosts = int(sys.stdin.readline()), ["127.0.0.1"]
+problem = channel.join(int(sys.argv[1]), int(sys.argv[2]), hosts, port, 7)
+print(problem or "joined", flush=True)
+def fail(text):
+    channel.fail("failed", text, "I failed: " + text)
+def raises(text):
+    channel.fail("raised", text, "Traceback: " + text)
+sys.stdin.readline()
 """
-# As a process inside a collective of a job that has ended; it never fails, so that nothing needs
-# to wait for that.
-HANG = "dog._failing.wait = lambda timeout: False\ntime.sleep(3600)"
+HANG = "time.sleep(100)"
+
+
+class Job:
+    """Processes of which number i does ``works[i]`` once all are there."""
+
+    def __init__(self, works, port=None, grace=60, lost_after=60):
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", f"{PROCESS}\n{work}", *map(str, numbers)],
+                text=True,
+                **pipes,
+            )
+            for numbers, work in (
+                ((number, len(works), grace, lost_after), work) for number, work in enumerate(works)
+            )
+        ]
+        first = [list(map(int, p.stdout.readline().split())) for p in self.processes]
+        self.port, self.children = port or first[0][0], [child for _, child in first]
+        for process in self.processes:
+            self._say(process, str(self.port))
+        self.answers = [process.stdout.readline().strip() for process in self.processes]
+        for process in self.processes:
+            self._say(process, "go")
+
+    def _say(self, process, text):
+        process.stdin.write(text + "\n")
+        process.stdin.flush()
+
+    def finish(self, *without):
+        """Exit codes, and lines on stderr, of each; the children are gone."""
+        others = [p for number, p in enumerate(self.processes) if number not in without]
+        ends = [process.communicate(timeout=60)[1].strip().splitlines() for process in others]
+        for child in self.children:
+            wait_until_gone(child)
+        return [process.returncode for process in others], ends
+
+
+def wait_until_gone(child):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{child} goes on without its watchdog")
 
 
 @pytest.fixture
-def job():
-    """Start a job whose process i does ``works[i]`` once all are there.
-
-    Before that ``visit`` is called with the port. ``lost_after``: by process, where silence counts.
-    """
+def start():
+    """Start a `Job`, which is killed at the end."""
     started = []
 
-    def start(*works, lost_after=None, visit=lambda port: None):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        for process, work in enumerate(works):
-            limit = (lost_after or {}).get(process, NEVER)
-            numbers = map(str, (process, len(works), port, limit))
-            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", f"{PROCESS}\n{work}", *numbers], text=True, **pipes
-                )
-            )
-            assert started[-1].stdout.readline() == "ready\n"
-        assert started[0].stdout.readline() == "complete\n"
-        visit(port)
-        for process in started:
-            process.stdin.close()
-            process.stdin = None
-        return list(started)
+    def start_one(*works, **settings):
+        started.append(Job(works, **settings))
+        return started[-1]
 
-    yield start
-    for process in started:
+    yield start_one
+    for process in (process for job in started for process in job.processes):
         process.kill()
         process.communicate()
 
 
-def finish(*processes):
-    """Exit codes, and lines on stderr, of each."""
-    ends = [process.communicate(timeout=1800)[1].strip().splitlines() for process in processes]
-    return [process.returncode for process in processes], ends
+def test_all_that_are_done_end_in_peace(start):
+    job = start(*["pass"] * COUNT)
+    assert job.answers == ["joined"] * COUNT
+    assert job.finish() == ([0] * COUNT, [[]] * COUNT)
 
 
-def test_all_that_leave_end_in_peace(job):
-    processes = job(*["dog.leave()"] * COUNT)
-    assert finish(*processes) == ([0] * COUNT, [[]] * COUNT)
+def test_each_keeps_its_exit_code(start):
+    assert start(*["sys.exit(75)"] * 2).finish() == ([EXIT_AGAIN] * 2, [[]] * 2)
 
 
-@pytest.mark.parametrize("victim", range(COUNT))
-@pytest.mark.parametrize("work", [HANG, "dog.leave()", "while True: pass"])
-def test_a_killed_process_ends_the_others(job, victim, work):
-    processes = job(*[work if process != victim else HANG for process in range(COUNT)])
-    killed = processes.pop(victim)
-    killed.send_signal(signal.SIGKILL)
-    codes, ends = finish(*processes)
-    assert codes == [EXIT_AGAIN] * (COUNT - 1)
+def assert_all_say(found, begin, part):
+    codes, ends = found
+    assert codes == [EXIT_AGAIN] * len(codes)
     for (line,) in ends:
-        assert line.startswith(f"test: process {victim} (")
-        assert "was lost (its connection was closed)" in line
+        assert line.startswith(f"test: {begin} (")
+        assert f"was lost ({part})" in line
         assert "since the last save" in line
         assert "start all processes again with the same command" in line
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_falls_silent_ends_the_other(job, victim):
+@pytest.mark.parametrize("work", [HANG, "pass", "while True: pass"])
+def test_a_killed_process_ends_the_others(start, victim, work):
+    job = start(*[work if process != victim else HANG for process in range(COUNT)])
+    job.processes[victim].send_signal(signal.SIGKILL)
+    assert_all_say(job.finish(victim), f"process {victim}", "its connection was closed")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_child_ends_all(start, victim):
+    """As where memory runs out: the system picks the larger of the two."""
+    job = start(*[HANG] * COUNT)
+    os.kill(job.children[victim], signal.SIGKILL)
+    assert_all_say(job.finish(), f"process {victim}", "killed by SIGKILL")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("consequence", ["os.abort()", "raises('Connection reset by peer')"])
+def test_what_came_of_the_loss_is_not_blamed(start, victim, consequence):
+    """JAX aborts the others, or their collectives raise an exception, before the loss is known."""
+    works = [consequence] * COUNT
+    works[victim] = "time.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)"
+    assert_all_say(start(*works).finish(), f"process {victim}", "killed by SIGKILL")
+
+
+def test_an_abort_without_a_cause_is_a_loss(start):
+    found = start(HANG, "os.abort()", HANG, grace=1).finish()
+    assert_all_say(found, "process 1", "aborted, as JAX does where it misses another process")
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_falls_silent_ends_the_others(start, victim):
     """As when its machine is gone: no connection is closed."""
-    processes = job(HANG, HANG, lost_after={1 - victim: 1.0})
-    processes[victim].send_signal(signal.SIGSTOP)
-    codes, ends = finish(processes[1 - victim])
-    assert codes == [EXIT_AGAIN]
-    for (line,) in ends:
-        assert f"process {victim} (" in line
-        assert "no sign of life for 1 s" in line
-
-
-class Lost(Exception):
-    """What `hub` raises instead of ending this process."""
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """A hub without a thread, and a function that connects to it."""
-
-    def conclude(hub, text, code):
-        raise Lost(text)
-
-    monkeypatch.setattr(watchdog.Hub, "_conclude", conclude)
-    monkeypatch.setattr(watchdog, "LOST_AFTER_S", 4 * watchdog.PULSE_S)
-    server = socket.create_server(("127.0.0.1", 0))
-    hub, opened = watchdog.Hub("test", server, 7, 2), [server]
-
-    def connect(*messages):
-        opened.append(socket.create_connection(server.getsockname()))
-        read(hub)
-        for message in messages:
-            send(hub, opened[-1], message)
-        return opened[-1]
-
-    yield hub, connect
-    for connection in (*opened, *(link.connection for link in hub._links)):
-        connection.close()
-
-
-def read(hub):
-    hub._read(timeout=NEVER)  # returns with the first that arrives
-
-
-def send(hub, connection, message):
-    connection.sendall(json.dumps(message).encode() + b"\n")
-    read(hub)
-
-
-HELLO = {"kind": "hello", "token": 7, "process": 1, "host": "a"}
-
-
-def test_any_sign_of_life_counts_and_only_enough_silence(hub):
-    hub, connect = hub
-    member = connect(HELLO)
-    for _ in range(20):  # pulses of ours: five times as long as may be silent
-        hub._pulse()
-        send(hub, member, {"kind": "pulse"})
-    for _ in range(4):
-        hub._pulse()
-    with pytest.raises(Lost, match=r"process 1 \(a\) was lost \(no sign of life for 2 s\)"):
-        hub._pulse()
-
-
-def test_a_silent_stranger_is_no_loss(hub):
-    hub, connect = hub
-    connect()
-    for _ in range(4):
-        hub._pulse()
-    assert len(hub._links) == 1
-    hub._pulse()
-    assert hub._links == []
-
-
-# The watchdog's own thread is what must not wait for the main one.
-COUNT_PULSES = """
-pulses, enough, pulse = [], threading.Event(), dog._pulse
-def counted():
-    pulse()
-    pulses.append(1)
-    if len(pulses) == 10:
-        enough.set()
-dog._pulse = counted
-"""
-
-
-@pytest.mark.parametrize(
-    "work",
-    [
-        "enough.wait()",
-        "while not enough.is_set(): pass",
-        "while not enough.is_set(): hashlib.pbkdf2_hmac('sha512', b'', b'', 300_000)",
-    ],
-    ids=["sleeps", "computes in Python", "computes in C"],
-)
-def test_a_slow_process_still_sends(job, work):
-    processes = job("dog.leave()", f"{COUNT_PULSES}\n{work}\ndog.leave()", "dog.leave()")
-    assert finish(*processes) == ([0] * COUNT, [[]] * COUNT)
+    job = start(*[HANG] * COUNT, lost_after=5)
+    job.processes[victim].send_signal(signal.SIGSTOP)
+    others = [number for number in range(COUNT) if number != victim]
+    ends = [job.processes[number].communicate(timeout=60)[1] for number in others]
+    assert [job.processes[number].returncode for number in others] == [EXIT_AGAIN] * 2
+    for end in ends:
+        assert f"process {victim} (" in end
+        assert "no sign of life for 5 s" in end
+    job.processes[victim].send_signal(signal.SIGKILL)
+    wait_until_gone(job.children[victim])
 
 
 @pytest.mark.parametrize("culprit", [0, 1])
-def test_an_error_in_one_process_ends_the_others(job, culprit):
+@pytest.mark.parametrize("kind", ["fail", "raises"])
+def test_an_error_in_one_process_ends_the_others(start, culprit, kind):
     works = [HANG] * COUNT
-    works[culprit] = "dog.fail('bad picture')"
-    codes, ends = finish(*job(*works))
+    works[culprit] = f"{kind}('bad image')"
+    codes, ends = start(*works, grace=1).finish()
     assert codes == [EXIT_FAILED] * COUNT
-    assert ends.pop(culprit) == []  # has said it already
+    own = {"fail": "I failed: bad image", "raises": "Traceback: bad image"}
+    assert ends.pop(culprit) == [own[kind]]
     for (line,) in ends:
-        assert line.startswith(f"test: process {culprit}")
-        assert "ended with an error (bad picture)" in line
+        assert line.startswith(f"test: process {culprit} (")
+        assert "ended with an error (bad image)" in line
 
 
-def test_an_error_in_all_processes_is_each_ones_own(job):
-    processes = job(*["dog.fail('bad loss')"] * COUNT)
-    assert finish(*processes) == ([EXIT_FAILED] * COUNT, [[]] * COUNT)
+def test_an_error_in_all_processes_is_each_ones_own(start):
+    found = start(*["fail('bad loss')"] * COUNT).finish()
+    assert found == ([EXIT_FAILED] * COUNT, [["I failed: bad loss"]] * COUNT)
 
 
-def test_strangers_change_nothing(job):
-    opened = []
-
-    def visit(port):
-        opened.extend(socket.create_connection(("127.0.0.1", port)) for _ in range(3))
-        opened[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
-        opened[1].sendall(b'{"kind": "hello", "token": 8, "process": 1, "host": "x"}\n')
-        for stranger in opened[:2]:  # is sent away
-            while receive(stranger):
-                pass
-
-    processes = job(*["dog.leave()"] * COUNT, visit=visit)
-    assert finish(*processes) == ([0] * COUNT, [[]] * COUNT)
-    for stranger in opened:
+def test_strangers_change_nothing(start):
+    job = start("time.sleep(3)", "pass", "pass")
+    strangers = [socket.create_connection(("127.0.0.1", job.port)) for _ in range(3)]
+    strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+    strangers[1].sendall(b'{"kind": "hello", "token": 8, "process": 1, "host": "x"}\n')
+    assert job.finish() == ([0] * COUNT, [[]] * COUNT)
+    for stranger in strangers:
         stranger.close()
 
 
-def receive(connection):
-    try:
-        return connection.recv(65536)
-    except ConnectionResetError:
-        return b""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_passed_on_once(start, number):
+    count = f"""
+got = []
+signal.signal({int(number)}, lambda *_: got.append(1))
+print("ready", flush=True)
+while not got:
+    time.sleep(0.05)
+time.sleep(0.5)
+sys.exit(len(got))
+"""
+    job = start(count)
+    assert job.processes[0].stdout.readline() == "ready\n"
+    job.processes[0].send_signal(number)
+    assert job.finish() == ([1], [[]])
+
+
+def test_where_process_0_is_out_of_reach_each_is_watched_alone(start):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        leave = "channel.leave()\ntime.sleep(1)\n"
+        job = start(leave + "sys.exit(3)", leave + "os.abort()", leave, port=port)
+        assert job.answers[0] == "joined"
+        for answer in job.answers[1:]:
+            assert answer.startswith(f"cannot reach port {port} of 127.0.0.1 (")
+        codes, ends = job.finish()
+    assert codes == [3, EXIT_AGAIN, 0]
+    assert ends[0] == ends[2] == []
+    assert "process 1 (" in ends[1][0]
+    assert "was lost (aborted, as JAX does" in ends[1][0]

@@ -61,7 +61,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, as one process of a job where the flags say so."""
-    from sammi_jax.parallel.job import run_job
+    from sammi_jax.parallel.run import run_job
 
     return run_job("sammi eval", args, lambda: _evaluate(args))
 

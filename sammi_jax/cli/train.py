@@ -35,18 +35,20 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, as one process of a job where the flags say so."""
+    from sammi_jax.parallel.run import run_job
+
+    return run_job("sammi train", args, lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> str:
+    """Where the trained model is."""
     import logging
 
     from sammi_jax.config.files import load_config
-    from sammi_jax.parallel.job import run_job
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
-
-    def work() -> str:
-        config = load_config(args.config, args.set)
-        folder = train(make_task(config), config, args.workdir)
-        return f"trained model: {os.path.relpath(folder)}"
-
-    return run_job("sammi train", args, work)
+    config = load_config(args.config, args.set)
+    folder = train(make_task(config), config, args.workdir)
+    return f"trained model: {os.path.relpath(folder)}"

@@ -1,4 +1,4 @@
-"""Which texts compete for a data set's pixels, and what becomes of its background."""
+"""Which texts compete for a data set's pixels, and how its background is treated."""
 
 import dataclasses
 
@@ -21,7 +21,8 @@ def choose_vocabulary(dataset: Dataset, config: EvalConfig) -> Vocabulary:
     """The data set's texts under ``config.background``.
 
     Raises:
-        SammiError: the background is to be treated, but the data set has none; or nothing is left.
+        SammiError: ``config.background`` asks for a background class that the data set lacks, or
+            there is no other class.
     """
     if config.background == "name":
         return Vocabulary(dataset.class_names, dataset.merge)
@@ -29,7 +30,7 @@ def choose_vocabulary(dataset: Dataset, config: EvalConfig) -> Vocabulary:
     if background is None or background not in dataset.merge:
         raise SammiError(
             f"{dataset.name}: has no background class, so eval.background={config.background} "
-            "means nothing here; use eval.background=name"
+            "has nothing to act on; use eval.background=name"
         )
     kept = [
         (name, index)

@@ -1,7 +1,7 @@
-"""Images of many sizes in few shapes: which images share a batch, and the shape of its labels.
+"""Images of many sizes in a few shapes: which images share a batch, and the shape of its labels.
 
-Label maps are padded to the shape of their bucket. The network never sees that shape (its input is
-a square canvas), so a bucket costs one small compilation: of resizing, argmax and counting.
+Label maps are padded to the shape of their bucket. The network's input is a square canvas, whatever
+the bucket, so each bucket costs one small compilation: of resizing, argmax and counting.
 """
 
 from collections import Counter
@@ -30,14 +30,14 @@ class EvalBatch:
 
 
 def plan_batches(sizes: Sequence[Size], batch_size: int, max_buckets: int) -> list[EvalBatch]:
-    """Batches in which every image occurs once; a function of the arguments alone.
+    """Batches in which every image occurs once; the same for the same arguments.
 
     Raises:
         SammiError: ``batch_size`` or ``max_buckets`` is below 1.
     """
     for name, value in (("batch_size", batch_size), ("max_buckets", max_buckets)):
         if value < 1:
-            raise SammiError(f"eval.{name}={value}: must be 1 at least")
+            raise SammiError(f"eval.{name}={value}: must be at least 1")
     bucket_of = choose_buckets(sizes, max_buckets)
     members: dict[Size, list[int]] = {}
     for index, size in enumerate(sizes):
@@ -50,7 +50,7 @@ def plan_batches(sizes: Sequence[Size], batch_size: int, max_buckets: int) -> li
 
 
 def choose_buckets(sizes: Sequence[Size], max_buckets: int) -> dict[Size, Size]:
-    """The bucket of every size. Buckets are merged, cheapest padding first, until few are left."""
+    """Each size's bucket; buckets are merged, least padding first, down to ``max_buckets``."""
     counts = Counter(sizes)
     step = _STEP
     while len({_round_up(size, step) for size in counts}) > _MAX_CANDIDATES:
@@ -81,7 +81,7 @@ def _joint(a: Size, b: Size) -> Size:
 
 
 def _padding(a: Size, b: Size, weights: Counter[Size]) -> int:
-    """Pixels that are added when two buckets become one."""
+    """Pixels of padding that merging two buckets adds."""
     height, width = _joint(a, b)
     return sum(weights[size] * (height * width - size[0] * size[1]) for size in (a, b))
 

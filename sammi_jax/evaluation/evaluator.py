@@ -1,4 +1,4 @@
-"""A model over a labeled data set: batches in, one record of numbers out."""
+"""A model evaluated on a labeled data set: batches in, one record of numbers out."""
 
 import dataclasses
 import time
@@ -18,7 +18,7 @@ from sammi_jax.data.input.loader import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.background import Vocabulary, choose_vocabulary
 from sammi_jax.evaluation.buckets import EvalBatch, plan_batches
-from sammi_jax.evaluation.panels import Pictures
+from sammi_jax.evaluation.panels import ImageWriter
 from sammi_jax.evaluation.partial import PartialResult
 from sammi_jax.evaluation.program import (
     Predictor,
@@ -30,7 +30,7 @@ from sammi_jax.evaluation.program import (
     make_target,
 )
 from sammi_jax.evaluation.report import result_record
-from sammi_jax.evaluation.totals import Totals, to_host, zero_totals
+from sammi_jax.evaluation.totals import Counts, add_counts, zero_sums
 from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
 from sammi_jax.parallel.batch import check_batch_size
 from sammi_jax.parallel.mesh import batch_sharding, replicated
@@ -41,9 +41,9 @@ from sammi_jax.typing import Int, NpArray
 class HostBatch:
     """This process's share of one batch."""
 
-    inputs: list[SegmenterInput]  # one a variant
+    inputs: list[SegmenterInput]  # one for each variant
     target: Target
-    examples: list[dict[str, Any]]  # without the copies that fill the batch
+    examples: list[dict[str, Any]]  # without the copies that fill up the batch
 
 
 def evaluate(
@@ -59,7 +59,7 @@ def evaluate(
 
 
 class Evaluation:
-    """A model over a data set; called again after the model changed, nothing is compiled again.
+    """Evaluates a model on a data set; a second call, with new weights, compiles nothing.
 
     Args:
         predictor: the model.
@@ -68,7 +68,7 @@ class Evaluation:
         mesh: the devices; every process of a job makes and calls this with the same arguments.
 
     Raises:
-        SammiError: a batch that the devices do not divide, a canvas that does not fit the windows.
+        SammiError: the batch does not divide over the devices, or a canvas not into windows.
     """
 
     def __init__(self, predictor: Predictor, dataset: Dataset, config: EvalConfig, mesh: Mesh):
@@ -84,8 +84,8 @@ class Evaluation:
         """All numbers, as JSON's types.
 
         Args:
-            workdir: for pictures, and for what an interrupted evaluation resumes from.
-            identity: what tells this evaluation from another one of the same data set (JSON's
+            workdir: for images, and for what an interrupted evaluation resumes from.
+            identity: what distinguishes this evaluation from others of the same data set (JSON's
                 types).
 
         Raises:
@@ -96,43 +96,48 @@ class Evaluation:
             workdir / "partial" / f"{dataset.name.replace('/', '_')}.npz",
             identity | {"batches": [[list(b.shape), list(b.indices)] for b in plan]},
         )
-        totals, done = partial.load(zero_totals(dataset.num_classes))
-        totals = jax.device_put(totals, replicated(self._mesh))
-        pictures = Pictures(workdir, dataset, config)
+        sums, done = partial.load(zero_sums(dataset.num_classes))
+        images = ImageWriter(workdir, dataset, config)
         run.begin()
         batches = prefetch(lambda k: run.read(plan[k]), range(done, len(plan)))
         bar = tqdm(
             total=len(plan), initial=done, desc=dataset.name, unit="batch", disable=None, leave=None
         )
+        before: Counts | None = None  # of the batch before
         for number, batch in enumerate(batches, done + 1):
-            totals, prediction, proposals = run.step(totals, plan[number - 1], batch)
-            pictures.add(batch.examples, prediction, proposals)
-            if number % config.save_every == 0 and number < len(plan):
-                partial.save(totals, number)
+            counts, prediction, proposals = run.step(plan[number - 1], batch)
+            images.add(batch.examples, prediction, proposals)
+            if before is not None:  # added now, while the device computes the next batch
+                sums = add_counts(sums, before)
+                if (number - 1) % config.save_every == 0:
+                    partial.save(sums, number - 1)
+            before = counts
             bar.update()
+        if before is not None:
+            sums = add_counts(sums, before)
         bar.close()
         record = result_record(
             dataset,
             self._vocabulary,
-            to_host(totals),
+            sums,
             boundary=config.boundary,
             has_masks=self._predictor.config.masks is not None,
-            timing=run.timing(totals),
+            timing=run.timing(),
         )
         partial.remove()
         return record
 
 
 def make_variants(model: SegmenterConfig, config: EvalConfig) -> list[Variant]:
-    """Every canvas, as it is and mirrored.
+    """One variant for each canvas and, with ``flip``, its mirror image.
 
     Raises:
-        SammiError: a canvas that the windows do not fit, or scales without windows.
+        SammiError: a canvas does not divide into windows, or there are scales without windows.
     """
     configs = [model]
     if config.scales:
         if model.sliding is None:
-            raise SammiError("eval.scales: this model sees an image as one view; leave scales out")
+            raise SammiError("eval.scales: this model has no sliding windows; leave scales out")
         configs = [
             dataclasses.replace(model, sliding=dataclasses.replace(model.sliding, output_size=side))
             for side in config.scales
@@ -185,7 +190,7 @@ class _Run:
         self._sides = self._canvas_sides()
 
     def begin(self) -> None:
-        """Take the model as it is now, and start the clock."""
+        """Put the model's present weights on the devices, and start the clock."""
         put = lambda tree: jax.device_put(tree, replicated(self._mesh))  # noqa: E731
         self._state = put(self._predictor.state)
         self._text = put(self._predictor.encode_classes(self._vocabulary.class_names))
@@ -210,7 +215,7 @@ class _Run:
         size = self._config.batch_size // jax.process_count()
         start = jax.process_index() * size
         own = batch.indices[start : start + size]
-        # A process without a share computes a copy that does not count: the program needs all.
+        # A process without a share computes a copy that does not count: all must take part.
         examples = [self._example(index) for index in (own or batch.indices[:1])]
         shown = [examples[min(i, len(examples) - 1)]["image"] for i in range(size)]
         inputs = [
@@ -249,7 +254,7 @@ class _Run:
         if label.shape != image.shape[:2]:
             raise SammiError(
                 f"{self._dataset.name}: {name}: the image is {image.shape[:2]} and its label "
-                f"{label.shape} (height, width); they must be of one size"
+                f"{label.shape} (height, width); they must have the same size"
             )
         wrong = label[(label >= self._dataset.num_classes) & (label != self._dataset.ignore_label)]
         if wrong.size:
@@ -259,18 +264,21 @@ class _Run:
                 f"{self._dataset.ignore_label}; check the label mapping (sammi datasets show)"
             )
 
-    def step(self, totals: Totals, plan: EvalBatch, batch: HostBatch) -> tuple[Totals, Any, Any]:
-        """Run both programs; compiles at the first batch and at the first one of each bucket."""
+    def step(self, plan: EvalBatch, batch: HostBatch) -> tuple[Counts, Any, Any]:
+        """Start both programs: counts, prediction, proposals.
+
+        Compiles at the first batch, and at the first one of each bucket.
+        """
         sharding = batch_sharding(self._mesh)
         put = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
         inputs, target = jax.tree.map(put, (batch.inputs, batch.target))
         arguments = (self._state, inputs, self._text)
         maps, proposals = self._call("network", self._network, *arguments)
-        totals, prediction = self._call(
-            plan.shape, self._readout, totals, maps, proposals, self._text.mask, target
+        counts, prediction = self._call(
+            plan.shape, self._readout, maps, proposals, self._text.mask, target
         )
         self._images += len(plan.indices)
-        return totals, prediction, proposals
+        return counts, prediction, proposals
 
     def _call(self, key: Any, function: Any, *args: Any) -> Any:
         if key not in self._compiled:
@@ -283,9 +291,8 @@ class _Run:
             tqdm.write(f"{self._dataset.name}: compiled the {name}{shape} in {seconds:.1f} s")
         return self._compiled[key](*args)
 
-    def timing(self, totals: Totals) -> dict[str, Any]:
-        """Compilations, their time, and the rate of the images of this run without it."""
-        jax.block_until_ready(totals)
+    def timing(self) -> dict[str, Any]:
+        """Compilations, their seconds, and images a second of this run without these."""
         seconds = time.perf_counter() - self._began - self._compile_s
         return {
             "num_compilations": len(self._compiled),

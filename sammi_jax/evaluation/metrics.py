@@ -1,4 +1,4 @@
-"""The confusion matrix and what papers report of it (both conventions)."""
+"""The confusion matrix and the metrics that papers compute from it (both conventions)."""
 
 import numpy as np
 
@@ -18,7 +18,7 @@ def confusion_matrix(
         ignore_label: the label of pixels that are left out.
 
     Raises:
-        SammiError: shapes differ, values are not integers, or a counted one is out of range.
+        SammiError: shapes differ, values are not integers, or a counted value is out of range.
     """
     prediction, label = np.asarray(prediction), np.asarray(label)
     if prediction.shape != label.shape:
@@ -49,7 +49,7 @@ def scores(confusion: Int[NpArray, "c c"]) -> dict[str, Float[NpArray, " c"] | f
         ``miou``: its mean over the classes in the label (detectron2 since 2022, CAT-Seg);
         ``miou_union``: the sum over the classes in label or prediction (mmsegmentation, MESS);
         ``fwiou``: mean weighted by label pixels; ``macc``: mean recall over the classes in the
-        label; ``pacc``: share of pixels that are right.
+        label; ``pacc``: fraction of pixels that are right.
     """
     hit = np.diag(confusion).astype(np.float64)
     labeled = confusion.sum(axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Label maps and panels of an evaluation, written as it goes."""
+"""Label maps and panels, written while an evaluation runs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from sammi_jax.typing import Int, NpArray
 _TITLES = ("image", "truth", "prediction", "masks and points")
 
 
-class Pictures:
+class ImageWriter:
     """Writes ``labels/SET/STEM.png`` and ``panels/SET/STEM.png`` under the work folder.
 
-    Each process writes the images that it read. An image's path in its set becomes the name, with
-    ``__`` for the separators, so that no two collide.
+    Each process writes the images that it read. The name of a file is the image's path in its set,
+    with ``__`` for the separators, so that no two collide.
     """
 
     def __init__(self, workdir: Path, dataset: Dataset, config: EvalConfig):
@@ -28,13 +28,13 @@ class Pictures:
         self._labels, self._panels = workdir / "labels" / name, workdir / "panels" / name
         self._dataset, self._config = dataset, config
         self._left = config.panels
-        # A class of several texts goes by its first one; PAS-20b's background has 39.
+        # A class of several texts is named by the first one; PAS-20b's background has 39.
         self._names = dict(zip(dataset.merge[::-1], dataset.class_names[::-1], strict=True))
         if dataset.background is not None:
             self._names[dataset.background] = "background"
 
     def add(self, examples: list[dict[str, Any]], prediction: Any, proposals: Any) -> None:
-        """Write what is asked for of one batch."""
+        """Write what the configuration asks for of one batch."""
         if not examples or not (self._config.save_labels or self._left):
             return
         predicted = local_rows(prediction)
@@ -44,8 +44,8 @@ class Pictures:
             labels = predicted[row, :height, :width]
             if self._config.save_labels:
                 self._labels.mkdir(parents=True, exist_ok=True)
-                picture = label_image(labels, self._dataset.num_classes, self._dataset.palette)
-                picture.save(self._labels / f"{stem}.png")
+                image = label_image(labels, self._dataset.num_classes, self._dataset.palette)
+                image.save(self._labels / f"{stem}.png")
             if self._left:
                 self._left -= 1
                 self._panels.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""An evaluation that is under way, on disk: an interrupted one goes on where it was saved."""
+"""An evaluation that is under way, on disk: an interrupted one resumes where it was saved."""
 
 import json
 from io import BytesIO
@@ -11,23 +11,24 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from sammi_jax.errors import SammiError
-from sammi_jax.evaluation.totals import Totals, from_arrays, to_arrays
+from sammi_jax.evaluation.totals import Counts, from_arrays, to_arrays
 from sammi_jax.files import one_line, write_atomic
+from sammi_jax.typing import NpArray
 
 
 class PartialResult:
-    """Totals after some batches, in one file that is replaced atomically.
+    """Sums after some batches, in one file that is replaced atomically.
 
     Args:
-        file: where.
-        identity: what the totals belong to, as JSON's types; a file of another evaluation counts
-            as none.
+        file: its path, with the suffix ``.npz``.
+        identity: what the sums belong to, as JSON's types; the file of another evaluation is
+            ignored.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]):
         self._file, self._identity = file, json.dumps(identity, sort_keys=True)
 
-    def save(self, totals: Totals, batches_done: int) -> None:
+    def save(self, sums: Counts, batches_done: int) -> None:
         """Replace the file (the first process of a job writes it)."""
         if jax.process_index() != 0:
             return
@@ -37,25 +38,27 @@ class PartialResult:
             identity=np.array(self._identity),
             batches_done=np.array(batches_done),
             allow_pickle=False,
-            **to_arrays(totals),
+            **to_arrays(sums),
         )
         write_atomic(self._file, content.getvalue())
 
-    def load(self, start: Totals) -> tuple[Totals, int]:
-        """The saved totals and how many batches they hold; ``start`` and 0 where there are none.
+    def load(self, start: Counts) -> tuple[Counts, int]:
+        """The saved sums and how many batches they hold; ``start`` and 0 where there are none.
 
-        The first process reads; the others are told.
+        The first process reads the file and broadcasts what it holds.
 
         Raises:
             SammiError: the file is damaged.
         """
         found = self._read() if jax.process_index() == 0 else None
-        totals, done = found or (start, 0)
+        sums, done = found or (start, 0)
         if jax.process_count() > 1:
-            totals, done = multihost_utils.broadcast_one_to_all((totals, np.int32(done)))
-        return totals, int(done)
+            words = jax.tree.map(_as_words, (sums, np.int64(done)))
+            words = multihost_utils.broadcast_one_to_all(words)
+            sums, done = jax.tree.map(_from_words, words, (start, np.int64(done)))
+        return sums, int(done)
 
-    def _read(self) -> tuple[Totals, int] | None:
+    def _read(self) -> tuple[Counts, int] | None:
         if not self._file.is_file():
             return None
         try:
@@ -65,10 +68,20 @@ class PartialResult:
                 return from_arrays(dict(arrays)), int(arrays["batches_done"])
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise SammiError(
-                f"{self._file}: damaged ({one_line(error)}); delete it to evaluate anew"
+                f"{self._file}: damaged ({one_line(error)}); delete it to evaluate from the start"
             ) from error
 
     def remove(self) -> None:
-        """Forget it: the evaluation is done."""
+        """Delete the file: the evaluation is done."""
         if jax.process_index() == 0:
             self._file.unlink(missing_ok=True)
+
+
+def _as_words(array: Any) -> NpArray:
+    """An int64 array as uint32 of twice its length: JAX would cut 64 bits down to 32."""
+    return np.atleast_1d(np.asarray(array, np.int64)).view(np.uint32)
+
+
+def _from_words(words: Any, like: Any) -> NpArray:
+    """The inverse of `_as_words`, for an array of the shape of ``like``."""
+    return np.ascontiguousarray(words, np.uint32).view(np.int64).reshape(np.shape(like))

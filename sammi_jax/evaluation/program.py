@@ -1,10 +1,10 @@
-"""The compiled evaluation: images and labels in, counts out; nothing returns to the host between.
+"""The compiled evaluation: images and labels in, counts out; nothing in between leaves the device.
 
 Two programs. The *network* has one shape whatever the images' sizes and is compiled once for a
 vocabulary. The *read-out* blends the views, resizes scores to the image, takes the best class and
-counts; it is compiled once a bucket (`buckets`). Both are split over all devices by ``shard_map``;
-each device works off its images one by one, so that no number depends on the batch size or on how
-many devices there are.
+counts; it is compiled once for each bucket (`buckets`). Both are split over all devices by
+``shard_map``; each device computes its images one by one, so that no number depends on the batch
+size or on how many devices there are.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from sammi_jax.config.model import SegmenterConfig
-from sammi_jax.evaluation.totals import Counts, Totals, add_counts, count_classes, count_pairs
+from sammi_jax.evaluation.totals import Counts, count_classes, count_pairs
 from sammi_jax.inference.forward import ViewScores
 from sammi_jax.inference.inputs import SegmenterInput
 from sammi_jax.models.class_texts import ClassTexts
@@ -32,7 +32,7 @@ BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv
 
 
 class Predictor(Protocol):
-    """What is evaluated: `inference.segmenter.Segmenter` or `ZeroShot`."""
+    """What is evaluated: `inference.segmenter.Segmenter` or `ZeroShot` beside it."""
 
     config: SegmenterConfig
 
@@ -42,11 +42,11 @@ class Predictor(Protocol):
         ...
 
     def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
-        """Text embeddings, the class axis padded."""
+        """Text embeddings; the class axis is padded."""
         ...
 
     def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
-        """One image as the model wants it."""
+        """The model's input for one image."""
         ...
 
     def views(
@@ -80,12 +80,12 @@ class Target:
 
     label: Any  # [b, H, W] int32: a class, or OUTSIDE where no pixel counts
     inside: Any  # [b, H, W] bool: part of the image, not of the bucket's padding
-    # one (rows, columns) a variant: the two taps of each pixel, int32 [b, side, 2], and the weight
-    # of the second, float32 [b, side]
+    # For each variant the two rows (columns) that a pixel is interpolated from, int32 [b, side, 2],
+    # and the weight of the second, float32 [b, side].
     rows: Any
     columns: Any
     distance: Any  # [b] int32: the width of a boundary, in pixels
-    present: Any  # [b] bool: False for copies that only fill the batch
+    present: Any  # [b] bool: False for copies that only fill up the batch
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Readout:
     Attributes:
         merge: the evaluated class of each text.
         num_classes: C.
-        class_chunk: texts whose score maps are in memory together.
+        class_chunk: texts whose score maps are in memory at the same time.
         background: the class of pixels whose best score is below ``threshold``, if any.
-        threshold: see above.
+        threshold: between 0 and 1, where there is a ``background``.
         boundary: whether boundaries are counted as well.
     """
 
@@ -117,12 +117,12 @@ def make_target(
     shape: tuple[int, int],
     batch_size: int,
 ) -> Target:
-    """Pad labels and pre-compute resizing. The last example is repeated to fill the batch.
+    """Pad labels and prepare resizing. The last example is repeated to fill up the batch.
 
     Args:
         labels: of the batch's images.
         sizes: their (height, width).
-        variant_sides: side of the score maps of each variant, in pixels.
+        variant_sides: side of the square score maps of each variant, in pixels.
         ignore_label: label that does not count.
         shape: (height, width) of the bucket.
         batch_size: examples in the arrays.
@@ -158,7 +158,7 @@ def boundary_distance(height: int, width: int) -> int:
 def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) -> Any:
     """``f(state, [inputs], text) -> ([maps], proposals)``, compiled when used.
 
-    ``maps`` are ``[b, v, t, h, w]``, one a variant; ``proposals`` are the first variant's.
+    ``maps`` are ``[b, v, t, h, w]``, one for each variant; ``proposals`` are the first variant's.
     """
 
     def local(state: Any, inputs: Any, text: ClassTexts) -> Any:
@@ -178,9 +178,10 @@ def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) 
 def make_readout(
     predictor: Predictor, variants: Sequence[Variant], readout: Readout, mesh: Mesh
 ) -> Any:
-    """``f(totals, [maps], proposals, class_mask, target) -> (totals, prediction)``.
+    """``f([maps], proposals, class_mask, target) -> (counts, prediction)``.
 
-    ``prediction`` is int32 ``[b, H, W]``, the evaluated class of each pixel of the bucket.
+    ``counts`` are those of the whole batch, on every device; ``prediction`` is int32
+    ``[b, H, W]``, the evaluated class of each pixel of the bucket.
     """
 
     def local(maps: Any, proposals: Any, mask: Array, target: Target) -> tuple[Counts, Array]:
@@ -193,13 +194,7 @@ def make_readout(
         total = jax.tree.map(lambda x: x.sum(axis=0, dtype=jnp.uint32), counts)
         return jax.tree.map(lambda x: jax.lax.psum(x, AXES), total), prediction
 
-    split = _split(local, mesh, in_specs=(AXES, AXES, None, AXES), out_specs=(None, AXES))
-
-    def step(totals: Totals, *args: Any) -> tuple[Totals, Array]:
-        counts, prediction = split(*args)
-        return add_counts(totals, counts), prediction
-
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(_split(local, mesh, in_specs=(AXES, AXES, None, AXES), out_specs=(None, AXES)))
 
 
 def _split(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
@@ -241,7 +236,7 @@ def _predict(
         scores = jnp.where(present[:, None, None], scores / len(variants), -jnp.inf)
         index = jnp.argmax(scores, axis=0)
         score = jnp.max(scores, axis=0)
-        better = score > best[0]  # of equal scores the first class's counts, as in one argmax
+        better = score > best[0]  # of equal scores the first class wins, as in a single argmax
         return (jnp.where(better, score, best[0]), jnp.where(better, classes[index], best[1])), None
 
     shape = target.label.shape
@@ -278,7 +273,7 @@ def _interpolate(scores: Array, taps: Array, weights: Array, axis: int) -> Array
 def _count(
     readout: Readout, prediction: Array, proposals: MaskProposals | None, target: Target
 ) -> Counts:
-    """One image's counts; none for a copy that fills the batch."""
+    """One image's counts; zeros for a copy that fills up the batch."""
     counted = (target.label >= 0) & target.present
     flat = (target.label.ravel(), prediction.ravel(), counted.ravel(), readout.num_classes)
     boundary = jnp.zeros((3, readout.num_classes), jnp.uint32)

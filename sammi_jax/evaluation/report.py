@@ -1,4 +1,4 @@
-"""Results: one record a data set, ``results.json`` with every number, ``results.md`` to read."""
+"""Results: a record for each data set, in ``results.json``; tables of them, in ``results.md``."""
 
 import hashlib
 import json
@@ -50,8 +50,8 @@ def result_record(
 ) -> dict[str, Any]:
     """All numbers of one data set, as JSON's types; None where there is no number.
 
-    Points and masks are means over the images, of a model that has masks. ``timing`` is of this run
-    alone: the only part that another run, or a resumed one, does not repeat to the bit.
+    Points and masks are means over the images, for models with masks. ``timing`` belongs to this
+    run alone; everything else is the same to the bit in another run, or a resumed one.
     """
     confusion = np.asarray(counts.confusion)
     values = scores(confusion)
@@ -92,7 +92,7 @@ def _classes(
     label, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
     return [
         {
-            "name": " | ".join(names) or "background",  # which then has no text of its own
+            "name": " | ".join(names) or "background",  # where it has no text of its own
             "label_pixels": int(label[index]),
             "predicted_pixels": int(predicted[index]),
             **{name: _number(values[index]) for name, values in per_class.items()},
@@ -102,27 +102,27 @@ def _classes(
 
 
 def _number(value: Any) -> float | None:
-    return None if np.isnan(value) else float(value)  # NaN is no number in JSON
+    return None if np.isnan(value) else float(value)  # JSON has no NaN
 
 
 def write_results(
     results: list[dict[str, Any]],
-    checkpoint: Path,
+    model_folder: Path,
     config: TrainConfig,
     model: SegmenterConfig,
     workdir: Path,
 ) -> str:
-    """The table that people read; the first process of a job writes both files.
+    """Write ``results.json`` and ``results.md`` (in the first process of a job); the tables.
 
     Args:
-        results: one record a data set.
-        checkpoint: the model folder.
+        results: a record for each data set.
+        model_folder: that was evaluated.
         config: of the experiment.
-        model: of the model that was evaluated, which the folder says and not the experiment.
+        model: configuration of the model, from its folder.
         workdir: for the files.
     """
     record = {
-        "checkpoint": str(checkpoint),
+        "model": str(model_folder),
         "config_sha256": config_digest(config),
         "template": model.template,
         "resize": resize_rule(model),
@@ -131,7 +131,7 @@ def write_results(
     }
     table = markdown(results)
     summary = papers_table(results)
-    parts = [f"# {checkpoint}", *([summary] if summary else []), table]
+    parts = [f"# {model_folder}", *([summary] if summary else []), table]
     if jax.process_index() != 0:
         return "\n\n".join(parts[1:])
     write_json(workdir / "results.json", record)
@@ -156,7 +156,7 @@ def resize_rule(model: SegmenterConfig) -> str:
 
 
 def papers_table(results: list[dict[str, Any]]) -> str | None:
-    """MIoU in the papers' columns, and MESS by domain; None where no data set has a column."""
+    """The mIoU in the papers' columns, and MESS by domain; None where no data set has a column."""
     values = {r["column"]: r["miou"] for r in results if r.get("column") in _PAPER_COLUMNS}
     domains: dict[str, list[float]] = {}
     for result in _joined_paxray(results):
@@ -191,7 +191,7 @@ def _row_table(names: Iterable[str], values: Sequence[float | None]) -> str:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """One row a data set; fractions in per cent with one decimal, "-" where there is no number."""
+    """A row for each data set: fractions in per cent, one decimal, "-" where there is no number."""
     rows = [result | result["timing"] for result in results]
     keys = [key for key in _COLUMNS if any(row.get(key) is not None for row in rows)]
     lines = [

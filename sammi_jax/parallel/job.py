@@ -1,31 +1,27 @@
 """Several processes as one job: found in the environment, or given by flags."""
 
 import argparse
+import json
 import os
 import secrets
 import signal
 import socket
-import sys
 import threading
-import traceback
 import warnings
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state as distributed_state
 from jax.experimental import multihost_utils
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
-from sammi_jax.parallel.watchdog import EXIT_AGAIN, EXIT_FAILED, LOST_AFTER_S, Hub, Member, Watchdog
+from sammi_jax.parallel.channel import EXIT_FAILED, Channel
+from sammi_jax.parallel.watchdog import LOST_AFTER_S
 
 JOIN_TIMEOUT_S = 300.0  # a job whose processes are not all there by then is given up
-
-
-class PreemptedError(Exception):
-    """The machine asked the job to end. Its state is saved; the message is one line."""
+_MAX_BYTES = 1024  # of what process 0 tells the others at the start
 
 
 class Preemption:
@@ -69,61 +65,23 @@ def anywhere(flag: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
-def run_job(program: str, options: argparse.Namespace, work: Callable[[], str]) -> int:
-    """Do the work, as one process of a job where the flags say so, and print what it returns.
+def join(program: str, options: argparse.Namespace, channel: Channel) -> None:
+    """Join the job, before anything else touches a device, and let the watchdogs find each other.
 
-    Errors are printed as one line that begins with ``program``. A process that fails does not
-    return: it tells the others and ends.
-
-    Returns:
-        The exit code.
-    """
-    watchdog = None
-    try:
-        watchdog = join(program, options)
-        print(work())
-        code = 0
-    except SammiError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        if watchdog is not None:
-            watchdog.fail(one_line(error))
-        return EXIT_FAILED
-    except PreemptedError as notice:
-        print(f"{program}: {notice}", file=sys.stderr)
-        code = EXIT_AGAIN
-    except BaseException as error:
-        if watchdog is not None:
-            watchdog.wait_for_cause()
-            traceback.print_exc()
-            watchdog.fail(f"{type(error).__name__}: {one_line(error)}")
-        raise
-    if watchdog is not None:
-        watchdog.leave()
-    return code
-
-
-def join(program: str, options: argparse.Namespace) -> Watchdog | None:
-    """Join the job, if this is one; before anything else touches a device.
-
-    Returns:
-        What watches the other processes, which then runs; None where there are none.
+    Where the network does not let them, warn and do without.
 
     Raises:
-        SammiError: flags that do not go together, or no such job.
+        SammiError: there is no such job.
     """
-    flags = (options.coordinator, options.num_processes, options.process_id)
-    given = [flag is not None for flag in flags]
-    if not options.distributed and not any(given):
-        return None
-    if any(given) and not all(given):
-        raise SammiError("--coordinator, --num-processes and --process-id belong together")
     # JAX ends a process that waits too long by an abort: a thread is earlier, and says what it is.
     timer = threading.Timer(JOIN_TIMEOUT_S, _give_up, (program, options))
     timer.daemon = True
     timer.start()
     try:
         jax.distributed.initialize(
-            *flags,
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
             initialization_timeout=int(2 * JOIN_TIMEOUT_S),
             heartbeat_timeout_seconds=int(2 * LOST_AFTER_S),
         )
@@ -134,7 +92,8 @@ def join(program: str, options: argparse.Namespace) -> Watchdog | None:
         ) from error
     finally:
         timer.cancel()
-    return _watch(program) if jax.process_count() > 1 else None
+    if jax.process_count() > 1:
+        _join_watchdogs(options, channel)
 
 
 def _give_up(program: str, options: argparse.Namespace) -> None:
@@ -150,38 +109,38 @@ def _give_up(program: str, options: argparse.Namespace) -> None:
     os._exit(EXIT_FAILED)
 
 
-def _watch(program: str) -> Watchdog | None:
-    """Start to watch the others; where the network does not let us, warn and do without."""
-    process, count = jax.process_index(), jax.process_count()
-    server, port, token = None, 0, secrets.randbits(31)
-    if process == 0:
-        server = _listen()
-        port = server.getsockname()[1]
-    port, token = map(int, multihost_utils.broadcast_one_to_all(np.array([port, token], np.int32)))
-    # The one thing that JAX tells nobody, and the only address that is known to be reachable.
-    host = str(distributed_state.coordinator_address).rsplit(":", 1)[0].strip("[]")
-    watchdog, problem = None, None
-    try:
-        if server is not None:
-            watchdog = Hub(program, server, token, count)
-        else:
-            watchdog = Member(program, (host, port), token, process)
-        watchdog.start()
-    except OSError as error:
-        problem = f"cannot reach port {port} of {host} ({one_line(error)})"
-    if anywhere(watchdog is None):
+def _join_watchdogs(options: argparse.Namespace, channel: Channel) -> None:
+    process, given = jax.process_index(), []
+    if options.coordinator is not None:  # an address that is known to be reachable
+        given = [options.coordinator.rsplit(":", 1)[0].strip("[]")]
+    first = _from_process_0(
+        {"hosts": _addresses(), "port": channel.port, "token": secrets.randbits(31)}
+    )
+    hosts = [*given, *first["hosts"]]
+    problem = channel.join(process, jax.process_count(), hosts, first["port"], first["token"])
+    if anywhere(bool(problem)):
         warnings.warn(
             f"process {process}: {problem or 'another process cannot reach process 0'}: a lost "
             f"process is noticed by JAX's own heartbeat only, after {2 * LOST_AFTER_S:g} s",
             stacklevel=2,
         )
-        if watchdog is not None:
-            watchdog.stop()
-        return None
-    return watchdog
+        channel.leave()
 
 
-def _listen() -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
-    return socket.create_server(("", 0))
+def _addresses() -> list[str]:
+    """Where other processes may find this one: its addresses in the network, and its name."""
+    found = []
+    # Addresses that belong to nobody (RFC 5737, RFC 3849): nothing is sent, the system only says
+    # from which of its own addresses it would send.
+    for family, nobody in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((nobody, 9))
+            found.append(probe.getsockname()[0])
+    return [*found, socket.gethostname()]
+
+
+def _from_process_0(values: dict[str, Any]) -> dict[str, Any]:
+    """The values that process 0 gives, in all processes."""
+    text = json.dumps(values).encode().ljust(_MAX_BYTES)
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(text, np.uint8))
+    return json.loads(np.asarray(told, np.uint8).tobytes())

@@ -1,148 +1,261 @@
 """Ends the processes of a job, with a clear line, once one of them is lost or has failed.
 
-JAX alone leaves the others inside a collective, and aborts them when its own heartbeat fails. Here
-every process holds a TCP connection to process 0. The system closes it as soon as a process dies,
-and small messages go over it for the case that a machine or the network is gone without a sign.
-A thread does all this: it needs nothing of the main thread, which may be compiling, or hang.
+JAX alone leaves the others inside a collective, or aborts them without saying which one is gone;
+no thread of an aborted process could still explain that. So each process of a job is two: the
+process that was started becomes the watchdog, which uses no JAX, and its child does the work.
+Every watchdog holds a TCP connection to that of process 0. The system closes it as soon as a
+watchdog dies, and small messages go over it for the case that a machine or the network is gone
+without a sign. Process 0 collects how each child ended, decides what ended the job, and tells the
+others.
 """
 
-import ctypes
-import json
 import os
 import selectors
 import signal
 import socket
 import sys
-import threading
 import time
-from contextlib import suppress
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED, Channel, Kind, Wire
 
 PULSE_S = 0.5  # between two messages on a connection
 LOST_AFTER_S = 60.0  # a process that was not heard of for this long is lost
-GRACE_S = 5.0  # for an end that all processes come to by themselves, such as a loss that is bad
+GRACE_S = 5.0  # in which all processes may come to the same error, such as a loss that is bad
 CONNECT_S = 20.0
-
-EXIT_FAILED = 1
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command again goes on
 
 _RESTART = "start all processes again with the same command"
 
+# Which of several ends is the cause of the others: JAX's collectives raise an exception where
+# another process is lost, and JAX aborts.
+_CAUSES = ("lost", "failed", "raised", "aborted")
 
-class _Link:
-    """A connection to another process; ``process`` is None until that has named itself."""
+
+@dataclass(frozen=True)
+class End:
+    """How a process ended.
+
+    Attributes:
+        process: its number.
+        host: where it ran.
+        kind: ``done``; ``lost``, because it was killed or its watchdog is gone; ``failed``, by an
+            error that it explains; ``raised``, by any other exception; ``aborted``, as JAX does.
+        text: one line that says more.
+    """
+
+    process: int
+    host: str
+    kind: Kind
+    text: str
+
+    def verdict(self) -> tuple[str, int]:
+        """What the processes say and their exit code, where this is why the job ends."""
+        name = f"process {self.process} ({self.host})"
+        if self.kind in ("failed", "raised"):
+            return (
+                f"{name} ended with an error ({self.text}); fix that, and {_RESTART}",
+                EXIT_FAILED,
+            )
+        return (
+            f"{name} was lost ({self.text}), and with it what was done since the last save; "
+            f"{_RESTART}, to resume"
+        ), EXIT_AGAIN
+
+
+def watch(program: str) -> Channel:
+    """Fork: this process becomes the watchdog, and its child returns from here.
+
+    The watchdog does not return: it exits with the code of the child or of the job. To be called
+    before JAX starts threads.
+
+    Args:
+        program: what the watchdog's lines begin with.
+    """
+    server = _listen()
+    ours, childs = socket.socketpair()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        childs.close()
+        sys.exit(Watchdog(program, child, ours, server).run())
+    os.setpgid(0, 0)  # a Ctrl-C goes to the watchdog, which passes it on: it must come once
+    ours.close()
+    port = server.getsockname()[1]
+    server.close()
+    return Channel(childs, port)
+
+
+def _listen() -> socket.socket:
+    """A listening socket at a free port of all addresses."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
+class _Link(Wire):
+    """A connection to another watchdog; ``process`` is None until that has named itself."""
 
     def __init__(self, connection: socket.socket, process: int | None, host: str):
+        super().__init__(connection)
         connection.settimeout(PULSE_S)  # a process that reads nothing must not hold us up
-        self.connection, self.process, self.host = connection, process, host
+        self.process, self.host = process, host
         self.silent = 0  # pulses of ours since it was heard of: our own sleep counts as one
-        self.left = False
-        self._rest = b""
-
-    @property
-    def name(self) -> str:
-        return f"process {self.process} ({self.host})"
-
-    def send(self, message: dict[str, Any]) -> None:
-        with suppress(OSError):  # reading says that it is closed
-            self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[dict[str, Any]]:
-        """What has arrived.
-
-        Raises:
-            OSError, ValueError: the connection was closed, or speaks another language.
-        """
-        data = self.connection.recv(65536)
-        if not data:
-            raise ConnectionError
+        messages = super().receive()
         self.silent = 0
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [dict(json.loads(line)) for line in lines]
+        return messages
 
 
 class Watchdog:
-    """One process's view of its job; `Hub` for process 0, which hears of all, and `Member`.
+    """Watches a child and, once that has joined a job, the other processes.
+
+    Until then, and where the network does not let it reach the others, the child counts as a job of
+    one process.
 
     Args:
         program: what its lines begin with.
+        child: process id.
+        channel: the connection to the child.
+        server: a listening socket.
     """
 
-    def __init__(self, program: str):
-        self._program = program
+    def __init__(self, program: str, child: int, channel: socket.socket, server: socket.socket):
+        self._program, self._child = program, child
+        self._channel, self._server = Wire(channel), server
         self._selector = selectors.DefaultSelector()
-        self._links: list[_Link] = []
-        self._leaving = threading.Event()  # set by the main thread: all is done
-        self._failure = ""
-        self._failing = threading.Event()  # set by the main thread: it failed, with that text
-        self._over = threading.Event()  # set by the watchdog's: the main thread may go on
+        self._selector.register(channel, selectors.EVENT_READ, self._hear_child)
+        self._process, self._host, self._num_processes = 0, socket.gethostname(), 1
+        self._token = 0
+        self._links: list[_Link] = []  # process 0: to all others; the others: to process 0
+        self._unwatched: list[_Link] = []  # stay open: the others may not have heard of it yet
+        self._code: int | None = None  # the child's exit code
+        self._own: End | None = None
+        self._report = ""  # what the child wants to be printed of its error
+        self._ends: list[End] = []  # process 0: in the order in which they were heard of
+        self._deadline = 0.0  # for further ends, after the first that was none in peace
+        self._verdict: tuple[str, int] | None = None  # no text: all ended in peace
 
-    def start(self) -> None:
-        """Begin to watch."""
-        _delay_abort()
-        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+    def run(self) -> int:
+        """Watch until the end; the exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._pass_on)
+        due = time.monotonic()
+        while self._verdict is None:
+            if time.monotonic() >= due:
+                due = time.monotonic() + PULSE_S
+                self._pulse()
+            for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+                key.data()
+            self._look_at_child()
+            if self._verdict is None and (self._process == 0 or not self._links):
+                self._verdict = self._judge()
+        return self._finish(*self._verdict)
 
-    def stop(self) -> None:
-        """Watch no longer."""
-        self._over.set()
-
-    def leave(self) -> None:
-        """Return once all processes are here; where one is lost or fails, end as the others do."""
-        sys.stdout.flush()
-        self._leaving.set()
-        self._over.wait()
-
-    def wait_for_cause(self) -> None:
-        """Do not return where another process turns out to be lost: this one's error came of it."""
-        self._over.wait(GRACE_S)
-
-    def fail(self, text: str) -> NoReturn:
-        """Tell the others that this process failed, and end it.
-
-        Not by an exception: at exit JAX would wait for processes that hang in a collective.
-        """
-        self._failure = text
-        self._failing.set()
-        self._over.wait(3 * GRACE_S)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(EXIT_FAILED)
-
-    def _run(self) -> None:
-        try:
-            due = time.monotonic()
-            while not self._over.is_set():
-                if time.monotonic() >= due:
-                    due = time.monotonic() + PULSE_S
-                    self._pulse()
-                self._read(max(0.0, due - time.monotonic()))
-        finally:
-            self._over.set()  # whatever happened here, the main thread must not wait for ever
+    def _pass_on(self, number: int, _: object) -> None:
+        if self._code is None:
+            os.kill(self._child, number)
 
     def _pulse(self) -> None:
-        self._tell({"kind": "pulse"})
         for link in tuple(self._links):
+            link.send("pulse")
             link.silent += 1
             if link.silent * PULSE_S > LOST_AFTER_S:
                 self._drop(link, f"no sign of life for {LOST_AFTER_S:g} s")
-        self._report()
 
-    def _report(self) -> None:
-        """Pass on what the main thread has come to."""
-        raise NotImplementedError
+    def _look_at_child(self) -> None:
+        if self._code is not None:
+            return
+        process, status = os.waitpid(self._child, os.WNOHANG)
+        if not process:
+            return
+        code = self._code = os.waitstatus_to_exitcode(status)
+        if code in (0, EXIT_AGAIN) or (code > 0 and self._num_processes == 1):
+            self._note("done", "")
+        elif code < 0 and code != -signal.SIGABRT:
+            self._note("lost", f"killed by {signal.Signals(-code).name}")
+        else:
+            self._note("aborted", "aborted, as JAX does where it misses another process")
 
-    def _read(self, timeout: float) -> None:
-        """Take what arrives within ``timeout`` seconds."""
-        for key, _ in self._selector.select(timeout):
-            if key.data is None:
-                self._accept()
+    def _hear_child(self) -> None:
+        try:
+            messages = self._channel.receive()
+        except OSError:
+            self._selector.unregister(self._channel.connection)
+            return
+        for message in messages:
+            match message.pop("kind"):
+                case "join":
+                    self._join(**message)
+                case "leave":
+                    self._leave()
+                case kind:
+                    self._note(kind, message["text"], message["report"])
+
+    def _join(
+        self, process: int, num_processes: int, hosts: list[str], port: int, token: int
+    ) -> None:
+        self._process, self._token, problem = process, token, ""
+        try:
+            if process == 0:
+                self._selector.register(self._server, selectors.EVENT_READ, self._accept)
             else:
-                self._receive(key.data)
+                self._add(_connect(hosts, port))
+                self._links[0].send("hello", token=token, process=process, host=self._host)
+            self._num_processes = num_processes
+        except OSError as error:
+            problem = f"cannot reach port {port} of {' or '.join(hosts)} ({error})"
+        self._channel.send("joined", problem=problem)
+
+    def _leave(self) -> None:
+        """Watch the child alone."""
+        self._num_processes = 1
+        for key in tuple(self._selector.get_map().values()):
+            if key.fileobj is not self._channel.connection:
+                self._selector.unregister(key.fileobj)
+        self._unwatched, self._links = self._links, []
+
+    def _note(self, kind: Kind, text: str, report: str = "") -> None:
+        """Record how the child ended, once; where the watchdog of process 0 decides, tell it.
+
+        What happens to the child after the verdict came of the others' end.
+        """
+        if self._own is not None or self._verdict is not None:
+            return
+        self._own, self._report = End(self._process, self._host, kind, text), report
+        if self._links and self._process != 0:
+            self._links[0].send("end", how=kind, text=text)
+        else:
+            self._record(self._own)
+
+    def _record(self, end: End) -> None:
+        if end.kind != "done" and not self._deadline:
+            self._deadline = time.monotonic() + GRACE_S
+        self._ends.append(end)
+
+    def _judge(self) -> tuple[str, int] | None:
+        """What ended the job; None until that is known."""
+        all_ended = len({end.process for end in self._ends}) == self._num_processes
+        bad = [end for end in self._ends if end.kind != "done"]
+        if not bad:
+            return ("", 0) if all_ended else None
+        cause = min(bad, key=lambda end: _CAUSES.index(end.kind))
+        if all_ended or cause.kind == "lost" or time.monotonic() > self._deadline:
+            return cause.verdict()
+        return None
 
     def _accept(self) -> None:
-        raise NotImplementedError
+        connection, (host, *_) = self._server.accept()
+        self._add(_Link(connection, None, host))
 
-    def _receive(self, link: _Link) -> None:
+    def _add(self, link: _Link) -> None:
+        self._links.append(link)
+        self._selector.register(link.connection, selectors.EVENT_READ, partial(self._hear, link))
+
+    def _hear(self, link: _Link) -> None:
         try:
             for message in link.receive():
                 self._take(link, message)
@@ -150,146 +263,68 @@ class Watchdog:
             self._drop(link, "its connection was closed")
 
     def _take(self, link: _Link, message: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-    def _add(self, link: _Link) -> None:
-        self._links.append(link)
-        self._selector.register(link.connection, selectors.EVENT_READ, link)
+        if link.process is None:
+            if message.get("token") != self._token:
+                raise ConnectionError("not a process of this job")
+            link.process, link.host = message["process"], message["host"]
+        elif message["kind"] == "end":
+            self._record(End(link.process, link.host, message["how"], message["text"]))
+        elif message["kind"] == "verdict":
+            self._verdict = message["text"], message["code"]
 
     def _drop(self, link: _Link, why: str) -> None:
-        if self._over.is_set():
-            return  # at the end all are closed
-        self._close(link)
-        if link.process is not None:
-            self._conclude(
-                f"{link.name} was lost ({why}), and with it what was done since the last save; "
-                f"{_RESTART}, to go on from there",
-                EXIT_AGAIN,
-            )
-
-    def _close(self, link: _Link) -> None:
         self._links.remove(link)
         self._selector.unregister(link.connection)
         link.connection.close()
-
-    def _tell(self, message: dict[str, Any]) -> None:
-        for link in self._links:
-            link.send(message)
-
-    def _conclude(self, text: str, code: int) -> None:
-        """The job has come to its end, for the reason in ``text``."""
-        if code == EXIT_FAILED and not self._leaving.is_set():
-            self._failing.wait(GRACE_S)
-        if self._failing.is_set():  # the main thread has said why, and ends the process
-            self._go_last()
-            self._over.set()
+        if link.process is None or self._verdict is not None:
             return
-        os.write(2, f"\n{self._program}: {text}\n".encode())
-        self._go_last()
-        os._exit(code)  # nothing less ends a main thread that hangs in a collective
+        end = End(link.process, link.host, "lost", why)
+        if self._process == 0:
+            self._record(end)
+        else:
+            self._verdict = end.verdict()
 
-    def _go_last(self) -> None:
-        """Wait for what must be over before this process ends."""
+    def _finish(self, text: str, code: int) -> int:
+        """Tell the others, end the child, and print why; the exit code."""
+        if self._process == 0:
+            for link in self._links:
+                link.send("verdict", text=text, code=code)
+            self._wait_for_others()
+        if self._code is None:
+            os.kill(self._child, signal.SIGKILL)
+            _, status = os.waitpid(self._child, 0)
+            self._code = os.waitstatus_to_exitcode(status)
+        if not text:
+            return self._code
+        explained = self._own is not None and self._own.kind == "failed"
+        if self._report and (explained or code == EXIT_FAILED):
+            _print_error(self._report)
+        if not self._report or code != EXIT_FAILED:
+            _print_error(f"\n{self._program}: {text}")
+        return code
+
+    def _wait_for_others(self) -> None:
+        """Return once they are gone: JAX aborts their children when that of process 0 ends."""
+        deadline = time.monotonic() + 2 * GRACE_S
+        while any(link.process for link in self._links) and time.monotonic() < deadline:
+            for key, _ in self._selector.select(PULSE_S):
+                key.data()
 
 
-class Member(Watchdog):
-    """A process other than 0.
-
-    Args:
-        program: what its lines begin with.
-        address: where process 0 listens.
-        token: a number that only processes of this job know.
-        process: this process's number.
+def _connect(hosts: list[str], port: int) -> _Link:
+    """A connection to process 0, at the first address that answers.
 
     Raises:
-        OSError: process 0 cannot be reached.
+        OSError: none does.
     """
-
-    def __init__(self, program: str, address: tuple[str, int], token: int, process: int):
-        super().__init__(program)
-        link = _Link(socket.create_connection(address, CONNECT_S), 0, address[0])
-        hello = {"kind": "hello", "token": token}
-        link.send(hello | {"process": process, "host": socket.gethostname()})
-        self._add(link)
-
-    def _report(self) -> None:
-        if self._failing.is_set():
-            self._tell({"kind": "failed", "text": self._failure})
-        elif self._leaving.is_set():
-            self._tell({"kind": "left"})
-
-    def _take(self, link: _Link, message: dict[str, Any]) -> None:
-        if message["kind"] == "end":
-            self._conclude(message["text"], message["code"])
-        elif message["kind"] == "bye":
-            self._over.set()
+    problem = OSError("no address")
+    for host in hosts:
+        try:
+            return _Link(socket.create_connection((host, port), CONNECT_S), 0, host)
+        except OSError as error:
+            problem = error
+    raise problem
 
 
-class Hub(Watchdog):
-    """Process 0.
-
-    Args:
-        program: what its lines begin with.
-        server: a listening socket.
-        token: a number that only processes of this job know.
-        num_processes: how many the job has.
-    """
-
-    def __init__(self, program: str, server: socket.socket, token: int, num_processes: int):
-        super().__init__(program)
-        self._server, self._token, self._num_members = server, token, num_processes - 1
-        self._selector.register(server, selectors.EVENT_READ)
-
-    def _accept(self) -> None:
-        connection, (host, *_) = self._server.accept()
-        self._add(_Link(connection, None, host))
-
-    def _report(self) -> None:
-        if self._failing.is_set():
-            self._conclude(_failed("process 0", self._failure), EXIT_FAILED)
-        elif self._leaving.is_set() and sum(x.left for x in self._links) == self._num_members:
-            self._tell({"kind": "bye"})
-            self._over.set()
-
-    def _take(self, link: _Link, message: dict[str, Any]) -> None:
-        if link.process is None:
-            if message.get("token") != self._token:
-                raise ConnectionError  # of no business here
-            link.process, link.host = message["process"], message["host"]
-        elif message["kind"] == "left":
-            link.left = True
-        elif message["kind"] == "failed":
-            self._conclude(_failed(link.name, message["text"]), EXIT_FAILED)
-
-    def _conclude(self, text: str, code: int) -> None:
-        self._tell({"kind": "end", "text": text, "code": code})
-        super()._conclude(text, code)
-
-    def _go_last(self) -> None:
-        # Once this process ends JAX aborts the others, wherever they are in ending by themselves.
-        deadline = time.monotonic() + 2 * GRACE_S
-        while self._links and time.monotonic() < deadline:
-            for key, _ in self._selector.select(PULSE_S):
-                link = key.data
-                if link is None:
-                    continue
-                try:
-                    link.receive()
-                except (OSError, ValueError):
-                    self._close(link)
-
-
-def _delay_abort() -> None:
-    """Let an abort of this process take 6 s longer, in which the watchdog says why and ends it.
-
-    JAX aborts at once where it sees process 0 go, and would be first. The handler is C's own
-    ``sleep``, which takes the signal's number for its seconds: Python's handlers run in the main
-    thread, once the abort is over.
-    """
-    c = ctypes.CDLL(None)
-    c.signal.argtypes, c.signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
-    c.signal(signal.SIGABRT, ctypes.cast(c.sleep, ctypes.c_void_p))
-
-
-def _failed(who: str, text: str) -> str:
-    return f"{who} ended with an error ({text}); mend that, and {_RESTART}"
+def _print_error(text: str) -> None:
+    os.write(2, f"{text}\n".encode())

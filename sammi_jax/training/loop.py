@@ -17,8 +17,9 @@ from sammi_jax.data.input.loader import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import draw_curves
 from sammi_jax.parallel.batch import Batch, check_batch_size, fetch, put_batch
-from sammi_jax.parallel.job import PreemptedError, Preemption, anywhere
+from sammi_jax.parallel.job import Preemption, anywhere
 from sammi_jax.parallel.mesh import make_mesh, replicated
+from sammi_jax.parallel.run import PreemptedError
 from sammi_jax.training.checkpoint import Checkpoints, digest
 from sammi_jax.training.flops import count_flops
 from sammi_jax.training.guard import Guard
