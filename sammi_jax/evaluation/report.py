@@ -123,7 +123,7 @@ def write_results(
     record = {
         "checkpoint": str(checkpoint),
         "config_sha256": config_digest(config),
-        "template": model.template,
+        "templates": list(model.templates),
         "resize": resize_rule(model),
         "eval": resolved(config)["eval"],
         "results": results,

@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 import tokenizers
+from einops import rearrange
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
+from sammi_jax.text.vocabulary import check_templates, prompts
 from sammi_jax.typing import Int, NpArray
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -121,6 +123,24 @@ class Tokenizer:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises nothing narrower
             raise SammiError(f"{text!r}: the tokenizer cannot express it ({error})") from error
+
+
+def class_tokens(
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    context_length: int = 77,
+) -> Int[NpArray, "t p {context_length}"]:
+    """Token ids (int32) of every class in every prompt template.
+
+    Raises:
+        SammiError: there is no template, one has not exactly one ``{}``, or a name holds something
+            that the vocabulary cannot express.
+    """
+    check_templates(templates)
+    texts = [text for template in templates for text in prompts(class_names, template)]
+    rows = tokenizer(texts, context_length)
+    return rearrange(rows, "(p t) l -> t p l", p=len(templates))
 
 
 def _read(path: Path, read) -> Tokenizer:
