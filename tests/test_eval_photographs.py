@@ -30,7 +30,7 @@ CONFIG = dataclasses.replace(
     SAMMI,
     clip=dataclasses.replace(SAMMI.clip, text=TEXT),
     aggregator=dataclasses.replace(SAMMI.aggregator, pad_length=0),
-    template="A photo of a {} in the scene",
+    templates=("A photo of a {} in the scene",),
 )
 CONFIG_FILE = f"""
 from sammi_jax.config import SegmentConfig, SegmenterConfig, TrainConfig, from_dict
@@ -144,7 +144,7 @@ def check_pictures(record, workdir, labels, pictures):
 
 def check_head(found, config):
     assert found["config_sha256"] == config_digest(config)
-    assert found["template"] == CONFIG.template
+    assert found["templates"] == list(CONFIG.templates)
     assert "short side 640" in found["resize"]
     assert "windows of 32 at stride 16" in found["resize"]
     assert found["eval"]["save_labels"] is True

@@ -27,7 +27,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
         ("task.model.taps=(1, 2)", lambda c: c.task.model.taps, (1, 2)),
         ("task.model.clip.vision.width=96", lambda c: c.task.model.clip.vision.width, 96),
         ("task.model.aggregator.cost_skip=true", lambda c: c.task.model.aggregator.cost_skip, True),
-        ("task.model.template=a {} = b", lambda c: c.task.model.template, "a {} = b"),
+        (
+            "task.model.templates=('a {} = b', 'a, {}')",
+            lambda c: c.task.model.templates,
+            ("a {} = b", "a, {}"),
+        ),
         ("data.view=os168", lambda c: c.data.view, "os168"),
     ],
 )
@@ -55,6 +59,10 @@ def test_override_changes_one_field():
         ("steps.more=1", "steps: is 80000, which has no field more"),
         ("task.model.masks.dmi.low=1", "task.model.masks: is None, which has no field dmi"),
         ("task.model.taps=(1, 2, 3)", "task.model.taps"),
+        (
+            "task.model.templates=a {}",
+            r"task.model.templates: 'a \{\}' is not of type tuple\[str, ...\]",
+        ),
         ("steps", "write it as field=value"),
         ("=3", "write it as field=value"),
     ],

@@ -294,7 +294,7 @@ def web():
 
 
 def test_caption_texts(web):
-    template = SegmenterConfig().template
+    (template,) = SegmenterConfig().templates
     assert len(web.captions) == 4000
     names = VIEWS["os168"].class_names
     for i in range(200):

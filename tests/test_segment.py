@@ -19,7 +19,10 @@ from tests.test_sammi import SAMMI
 
 TEXT = dataclasses.replace(SAMMI.clip.text, vocab_size=30, context_length=12)
 CONFIG = dataclasses.replace(
-    SAMMI, clip=dataclasses.replace(SAMMI.clip, text=TEXT), sliding=None, template="a photo of a {}"
+    SAMMI,
+    clip=dataclasses.replace(SAMMI.clip, text=TEXT),
+    sliding=None,
+    templates=("a photo of a {}",),
 )
 CLASSES = "red thing, blue waves, green bricks"
 

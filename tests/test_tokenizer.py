@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -156,6 +158,30 @@ def test_vocabulary_without_the_special_tokens(tmp_path, special, message):
     word_tokenizer(**special).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(SammiError, match=message):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_vocabulary_file_without_the_special_tokens(tmp_path):
+    """transformers would add them with new ids, for which no model has rows."""
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2}')
+    (tmp_path / "merges.txt").write_text("a b\n")
+    with pytest.raises(SammiError, match=r"vocab.json: .* \(it has no <\|startoftext\|> or"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_a_vocabulary_is_read_without_pytorch(bpe_file):
+    """transformers is imported late, brings no PyTorch along, and does not warn that it lacks."""
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a)\n"
+        "from sammi_jax.text.tokenizer import Tokenizer\n"
+        "assert 'transformers' not in sys.modules\n"
+        f"rows = Tokenizer.from_file({str(bpe_file)!r})('a cat', 4)\n"
+        "assert rows.tolist() == [[49406, 320, 2368, 49407]]\n"
+        "assert 'transformers' in sys.modules and 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_damaged_files(tmp_path, bpe_file):

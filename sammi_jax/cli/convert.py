@@ -44,6 +44,14 @@ def add_parser(subparsers: Any) -> None:
         help="CLIP's tokenizer.json or bpe_simple_vocab_16e6.txt.gz, or a folder with either or "
         "with vocab.json and merges.txt; default: what lies beside SRC",
     )
+    parser.add_argument(
+        "--templates",
+        metavar="FILE",
+        type=Path,
+        help="for catseg and sammi: a text file with the prompt templates of a class, one a line "
+        'with {} for its name, as "a photo of a {}"; needed where the checkpoint was trained with '
+        "several and nothing beside it says which",
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.set_defaults(run=run, wrong_use=parser.error)
 
@@ -61,7 +69,11 @@ def run(args: argparse.Namespace) -> int:
     if args.kind == "sam" and (args.clip or args.tokenizer):
         args.wrong_use("sam has no text: --clip and --tokenizer do not go with it")
 
+    if args.templates and args.kind not in ("catseg", "sammi"):
+        args.wrong_use(f"--templates goes with catseg and sammi, not with {args.kind}")
+
     from sammi_jax.convert.api import convert
+    from sammi_jax.text.vocabulary import read_template_file
     from sammi_jax.weights.model_folder import describe
 
     folder = convert(
@@ -71,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         clip=args.clip,
         sam=args.sam,
         tokenizer=args.tokenizer,
+        templates=None if args.templates is None else read_template_file(args.templates),
         dtype=args.dtype,
     )
     _say(args, describe(folder))
@@ -78,9 +91,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) -> int:
-    if args.sam or args.clip or args.tokenizer or args.dtype != "float32":
+    if args.sam or args.clip or args.tokenizer or args.templates or args.dtype != "float32":
         args.wrong_use(
-            "a checkpoint of train.py has its towers, tokenizer and dtype: give no other option; "
+            "a checkpoint of train.py has its towers, tokenizer, templates and dtype: give no "
+            "other option; "
             "to change them, convert the model folder that this makes"
         )
     from sammi_jax.config.files import read_run_config

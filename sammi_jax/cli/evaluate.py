@@ -32,8 +32,8 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         required=True,
         type=Path,
-        help="a model folder. It brings its own sizes, template and windows; for a CLIP folder "
-        "template and windows are the configuration's",
+        help="a model folder. It brings its own sizes, templates and windows; for a CLIP folder "
+        "templates and windows are the configuration's",
     )
     parser.add_argument(
         "--datasets",

@@ -77,7 +77,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         and not (hint is int and isinstance(value, bool))
     ):
         return value
-    raise SammiError(f"{path}: {value!r} is not of type {getattr(hint, '__name__', hint)}")
+    kind = hint if origin else getattr(hint, "__name__", hint)
+    raise SammiError(f"{path}: {value!r} is not of type {kind}")
 
 
 def override(config: C, text: str) -> C:

@@ -10,6 +10,7 @@ from typing import Literal, TypeVar
 
 from sammi_jax.errors import SammiError
 from sammi_jax.ops.views import ViewLayout
+from sammi_jax.text.vocabulary import check_templates
 
 T = TypeVar("T")
 # What the backward pass makes again instead of keeping it: nothing; all but the results of matrix
@@ -101,7 +102,7 @@ class AggregatorConfig:
     window_size: int = 12
     grid_size: int = 24  # side of the cost map
     pooling_size: int = 2  # class attention's average pooling in training; evaluation uses 1
-    num_templates: int = 1  # channels of the cost map
+    num_templates: int = 1  # channels of the cost map: one for each of SegmenterConfig.templates
     appearance_dim: int = 128  # projected appearance guidance
     text_dim: int = 128  # projected text guidance
     decoder_dims: tuple[int, int] = (64, 32)
@@ -184,7 +185,8 @@ class SegmenterConfig:
     crop_size: int = 384  # side of training crops and of inference windows, in pixels
     clip_size: int = 384  # side of CLIP's input; crops are resized to it
     taps: tuple[int, int] = (3, 7)  # image-tower blocks whose output becomes F_h1 and F_h2
-    template: str = "A photo of a {} in the scene"
+    # Prompts of a class, {} in place of its name: aggregator.num_templates of them.
+    templates: tuple[str, ...] = ("A photo of a {} in the scene",)
     sliding: SlidingConfig | None = SlidingConfig()  # None: the whole image as one view
 
 
@@ -273,6 +275,12 @@ def check_config(config: SegmenterConfig) -> None:
     Raises:
         SammiError: naming the two fields and what they should be.
     """
+    check_templates(config.templates)
+    if len(config.templates) != config.aggregator.num_templates:
+        raise SammiError(
+            f"templates: {len(config.templates)} given, but aggregator.num_templates is "
+            f"{config.aggregator.num_templates}: the cost map has one channel for each template"
+        )
     grid, vision = config.aggregator.grid_size, config.clip.vision
     if config.clip_size != grid * vision.patch_size:
         raise SammiError(

@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig, check_config
 from sammi_jax.convert import catseg, clip, sam
 from sammi_jax.convert.families import family_of
 from sammi_jax.convert.rules import apply_rules
@@ -60,6 +60,7 @@ def convert(
     clip: str | Path | None = None,
     sam: str | Path | None = None,
     tokenizer: str | Path | None = None,
+    templates: Sequence[str] | None = None,
     dtype: str = "float32",
 ) -> Path:
     """Make a model folder from a checkpoint and return its path.
@@ -72,6 +73,8 @@ def convert(
         clip: a folder with CLIP's tokenizer files, where none lie beside ``source``.
         sam: for "sammi", and needed there: a SAM checkpoint or model folder.
         tokenizer: a tokenizer file, or a folder with one, before all other places.
+        templates: for "catseg" and "sammi": the prompt templates of a class, in the order of the
+            cost map's channels; None: what the checkpoint's description says, or CAT-Seg's own.
         dtype: of the stored parameters, "float32" or "bfloat16".
 
     Raises:
@@ -83,12 +86,14 @@ def convert(
         raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
     if kind == "sammi" and sam is None:
         raise SammiError("SAM-MI needs a SAM as well: give sam (a checkpoint or a model folder)")
+    if templates is not None and kind not in ("catseg", "sammi"):
+        raise SammiError(f"prompt templates go with catseg and sammi, not with {kind}")
     destination = check_destination(destination)
     initialized: list[str] = []
     if kind == "sammi":
-        model, initialized = _put_together(source, cast(Path, sam))
+        model, initialized = _put_together(source, cast(Path, sam), templates)
     else:
-        model = read_source(source, (kind,))
+        model = read_source(source, (kind,), templates)
     words = None if kind == "sam" else _find_tokenizer(model.config, source, clip, tokenizer)
     return write_model(
         destination,
@@ -103,22 +108,34 @@ def convert(
     )
 
 
-def read_source(path: str | Path, kinds: Sequence[Kind]) -> Converted:
+def read_source(
+    path: str | Path, kinds: Sequence[Kind], templates: Sequence[str] | None = None
+) -> Converted:
     """A checkpoint or model folder of one of ``kinds``, as our parameters.
 
+    Args:
+        path: of the checkpoint or folder.
+        kinds: that will do.
+        templates: of a segmenter, in place of those that it comes with.
+
     Raises:
-        SammiError: unreadable, of another kind, or not exactly filled by its table.
+        SammiError: unreadable, of another kind, not exactly filled by its table, or trained with
+            another number of templates.
     """
     path = Path(path).expanduser()
     if is_model_folder(path):
         found = read_model(path, kinds)
         source, licence = found.meta.get("source", {}), found.meta.get("licence", "unknown")
-        return Converted(found.kind, found.config, found.params, source, licence)
+        config = _with_templates(path, found.config, templates)
+        return Converted(found.kind, config, found.params, source, licence)
     checkpoint = read_tensors(path)
     kind = _kind_of(path, checkpoint.tensors, kinds)
+    overrides = None
+    if templates is not None and kind == "catseg":
+        overrides = {"templates": tuple(templates)}
     try:
         source = _RULES[kind](
-            checkpoint.tensors, config_json=checkpoint.config_json, overrides=None
+            checkpoint.tensors, config_json=checkpoint.config_json, overrides=overrides
         )
         expected = expected_params(source.config)
         params = apply_rules(checkpoint.tensors, source.rules, expected, source.ignored)
@@ -126,6 +143,19 @@ def read_source(path: str | Path, kinds: Sequence[Kind]) -> Converted:
         raise SammiError(f"{path}: {error}") from error
     record = {"file": path.name, "sha256": checkpoint.sha256, "layout": source.layout}
     return Converted(kind, source.config, params, record, _LICENCES[kind])
+
+
+def _with_templates(
+    path: Path, config: ModelConfig, templates: Sequence[str] | None
+) -> ModelConfig:
+    if templates is None or not isinstance(config, SegmenterConfig):
+        return config
+    config = replace(config, templates=tuple(templates))
+    try:
+        check_config(config)
+    except SammiError as error:
+        raise SammiError(f"{path}: {error}") from error
+    return config
 
 
 def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
@@ -145,13 +175,16 @@ def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind
     return cast(Kind, family.kind)
 
 
-def _put_together(source: str | Path, sam: str | Path) -> tuple[Converted, list[str]]:
-    base, masks = read_source(source, ("clip", "catseg")), read_source(sam, ("sam",))
+def _put_together(
+    source: str | Path, sam: str | Path, templates: Sequence[str] | None
+) -> tuple[Converted, list[str]]:
+    base, masks = read_source(source, ("clip", "catseg"), templates), read_source(sam, ("sam",))
     config, params, initialized = assemble(
         cast(ClipConfig | SegmenterConfig, base.config),
         base.params,
         cast(SamConfig, masks.config),
         masks.params,
+        templates,
     )
     record = {base.kind: dict(base.source), "sam": dict(masks.source)}
     licence = f"{base.licence}; {masks.licence}"

@@ -35,7 +35,7 @@ OVERRIDES = (
     "taps",
     "crop_size",
     "sliding",
-    "template",
+    "templates",
 )
 
 # Of the released models, by the image tower's depth: ViT-B/16 and ViT-L/14@336.
@@ -112,6 +112,13 @@ def _segmenter_config(
             f"no released CAT-Seg has a CLIP of {depth} layers, and nothing says which two feed "
             "the decoder: put a .json with config.layer_indexes beside the checkpoint"
         )
+    templates = known.get("templates", default.templates)
+    if len(templates) != aggregator.num_templates:
+        raise SammiError(
+            f"trained with {aggregator.num_templates} prompt templates (input channels of conv1), "
+            f"not {len(templates)}: give all of them in order with --templates FILE, one a line, "
+            'or as "templates" in the .json beside the checkpoint'
+        )
     crop_size = known.get("crop_size", default.crop_size)
     published = default.sliding if crop_size == default.crop_size else None
     return replace(
@@ -121,7 +128,7 @@ def _segmenter_config(
         crop_size=crop_size,
         clip_size=aggregator.grid_size * clip_config.vision.patch_size,
         taps=tuple(taps),
-        template=known.get("template", default.template),
+        templates=templates,
         sliding=known.get("sliding", published),
     )
 
@@ -162,10 +169,17 @@ def _by_our_names(description: Mapping[str, Any]) -> dict[str, Any]:
         "attention": head.get("attention_type"),
         "taps": config.get("layer_indexes"),
         "crop_size": config.get("crop"),
-        "template": description.get("template"),
+        "templates": _templates(description),
         "sliding": sliding and SlidingConfig(_side(sliding["out_res"]), sliding["stride"]),
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _templates(description: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The prompt templates: a list ``templates``, or a single ``template``."""
+    if "templates" in description:
+        return tuple(map(str, description["templates"]))
+    return (str(description["template"]),) if "template" in description else None
 
 
 def _side(size: Any) -> Any:

@@ -5,7 +5,7 @@ parts start fresh from a fixed seed. DMI ends in zero layers, so that CAT-Seg's 
 together here still compute CAT-Seg (docs/method.md section 5).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -21,16 +21,26 @@ Params = Mapping[str, np.ndarray]
 _SEED = 0
 
 
-def segmenter_config(base: ClipConfig | SegmenterConfig, sam: SamConfig) -> SegmenterConfig:
+def segmenter_config(
+    base: ClipConfig | SegmenterConfig, sam: SamConfig, templates: Sequence[str] | None = None
+) -> SegmenterConfig:
     """SAM-MI's configuration over a CAT-Seg's, or CAT-Seg's published one fitted to a CLIP.
 
     CAT-Seg gives CLIP an input of 24 x 24 patches and taps it at one and two thirds of its depth.
+
+    Args:
+        base: of the CLIP or CAT-Seg.
+        sam: of the SAM.
+        templates: prompt templates for a CLIP; None: CAT-Seg's single one.
     """
     if isinstance(base, ClipConfig):
         layers, default = base.vision.num_layers, SegmenterConfig()
+        templates = tuple(templates or default.templates)
         base = replace(
             default,
             clip=base,
+            aggregator=replace(default.aggregator, num_templates=len(templates)),
+            templates=templates,
             clip_size=default.aggregator.grid_size * base.vision.patch_size,
             taps=(layers // 3 - 1, 2 * layers // 3 - 1),
         )
@@ -38,9 +48,13 @@ def segmenter_config(base: ClipConfig | SegmenterConfig, sam: SamConfig) -> Segm
 
 
 def assemble(
-    base: ClipConfig | SegmenterConfig, base_params: Params, sam: SamConfig, sam_params: Params
+    base: ClipConfig | SegmenterConfig,
+    base_params: Params,
+    sam: SamConfig,
+    sam_params: Params,
+    templates: Sequence[str] | None = None,
 ) -> tuple[SegmenterConfig, dict[str, np.ndarray], list[str]]:
-    """Join the towers and initialize the rest.
+    """Join the towers and initialize the rest; ``templates`` as for `segmenter_config`.
 
     Returns:
         The configuration, every parameter of `models.sammi.Sammi` by path, and the parts that no
@@ -49,7 +63,7 @@ def assemble(
     Raises:
         SammiError: the sizes do not fit together.
     """
-    config = segmenter_config(base, sam)
+    config = segmenter_config(base, sam, templates)
     prefix = "clip/" if isinstance(base, ClipConfig) else ""
     given = {f"{prefix}{path}": value for path, value in base_params.items()}
     given |= {f"sam/{path}": value for path, value in sam_params.items()}

@@ -124,7 +124,7 @@ def write_results(
     record = {
         "model": str(model_folder),
         "config_sha256": config_digest(config),
-        "template": model.template,
+        "templates": list(model.templates),
         "resize": resize_rule(model),
         "eval": resolved(config)["eval"],
         "results": results,

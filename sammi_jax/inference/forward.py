@@ -64,10 +64,10 @@ def zero_shot_views(
     config: SegmenterConfig,
     layout: ViewLayout,
 ) -> ViewScores:
-    """CLIP's own cost map of every view: cosines."""
+    """CLIP's own cost map of every view: cosines with the one text feature of each class."""
     views = _views(inputs, config, layout)
     features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
-    cost = cost_map(features, text.features).mean(axis=-1)
+    cost = cost_map(features, text.features)[..., 0]
     return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views), None)
 
 

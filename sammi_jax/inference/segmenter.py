@@ -32,9 +32,9 @@ from sammi_jax.models.class_texts import ClassTexts, text_embeddings
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.text.tokenizer import Tokenizer
-from sammi_jax.text.vocabulary import check_class_names, prompts
-from sammi_jax.typing import Array, Float, NpArray
+from sammi_jax.text.tokenizer import Tokenizer, class_tokens
+from sammi_jax.text.vocabulary import check_class_names
+from sammi_jax.typing import Array, Float, Int, NpArray
 from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.model_folder import describe, load_tokenizer, read_model
 from sammi_jax.weights.params import build
@@ -65,7 +65,8 @@ class _TextPrompted:
     def _merge(self, state: nnx.State) -> Any:
         return nnx.merge(self._graphdef, state)
 
-    def _embed(self, module: Any, token_ids: Array) -> Array:
+    def _embed(self, module: Any, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p2 d"]:
+        """Text embeddings of every class: one for each template, or their mean."""
         raise NotImplementedError
 
     def views(
@@ -105,11 +106,11 @@ class _TextPrompted:
         names = tuple(class_names)
         if names not in self._texts:
             length = self.config.clip.text.context_length
-            ids = self._tokenizer()(prompts(names, self.config.template), length)
+            ids = class_tokens(self._tokenizer(), names, self.config.templates, length)
             padding = -len(names) % _CLASS_BUCKET
             ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
             mask = jnp.arange(len(ids)) < len(names)
-            self._texts[names] = ClassTexts(self._encode_text(self._state, ids[:, None]), mask)
+            self._texts[names] = ClassTexts(self._encode_text(self._state, ids), mask)
         return self._texts[names]
 
     def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
@@ -150,7 +151,7 @@ class Segmenter(_TextPrompted):
         _, state = nnx.split(build(model_maker(self.config), params))
         self._state, self._texts = jax.device_put(state), {}
 
-    def _embed(self, module: Sammi, token_ids: Array) -> Array:
+    def _embed(self, module: Sammi, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
         return module.encode_text(token_ids)
 
     def views(
@@ -206,7 +207,8 @@ class ZeroShot(_TextPrompted):
 
     Args:
         folder: a CLIP model folder.
-        config: sizes and template of the segmenter that it is compared with.
+        config: sizes and templates of the segmenter that it is compared with. Any number of
+            templates: a class's text feature is the mean of their unit-length embeddings.
     """
 
     def __init__(self, folder: str | Path, config: SegmenterConfig):
@@ -217,8 +219,9 @@ class ZeroShot(_TextPrompted):
             lambda: load_tokenizer(folder, model),
         )
 
-    def _embed(self, module: Clip, token_ids: Array) -> Array:
-        return text_embeddings(module, token_ids)
+    def _embed(self, module: Clip, token_ids: Int[Array, "t p l"]) -> Float[Array, "t 1 d"]:
+        # CLIP's own ensemble of prompts (arXiv 2103.00020, section 3.1.4): the mean of unit vectors
+        return text_embeddings(module, token_ids).mean(axis=1, keepdims=True)
 
     def views(
         self,

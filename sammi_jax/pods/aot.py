@@ -284,19 +284,20 @@ def _vocabulary(config: TrainConfig, task: SegmentConfig) -> tuple[int, int]:
 def _abstract_batch(
     config: TrainConfig, task: SegmentConfig, num_classes: int, mesh: Mesh
 ) -> Batch:
-    size, length = task.model.crop_size, task.model.clip.text.context_length
+    model, size = task.model, task.model.crop_size
+    tokens = (num_classes, len(model.templates), model.clip.text.context_length)
     images = ((config.batch_size, size, size, 3), jnp.uint8)
     labels = ((config.batch_size, size, size), jnp.int32)
     array = lambda spec, sharding: jax.ShapeDtypeStruct(*spec, sharding=sharding)  # noqa: E731
     split = batch_sharding(mesh)
     examples = {"images": array(images, split), "labels": array(labels, split)}
-    if task.sam_cache is not None and task.model.masks is not None:
-        sam = task.model.masks.sam
+    if task.sam_cache is not None and model.masks is not None:
+        sam = model.masks.sam
         rows = (config.batch_size, sam.grid_size, sam.grid_size, sam.out_channels)
         examples[EMBEDDINGS] = array((rows, jnp.float16), split)
     return Batch(
         examples,
-        {"token_ids": array(((num_classes, 1, length), jnp.int32), replicated(mesh))},
+        {"token_ids": array((tokens, jnp.int32), replicated(mesh))},
     )
 
 

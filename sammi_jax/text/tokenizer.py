@@ -1,31 +1,32 @@
-"""Text to CLIP's token rows, through the ``tokenizers`` library.
+"""Text to CLIP's token rows.
 
-The byte-pair encoding is that of openai/CLIP clip/simple_tokenizer.py as transformers'
-``CLIPTokenizer`` has it. Deviation from OpenAI's own: no ftfy, no HTML unescaping; class names
-hold neither broken encodings nor entities.
+The byte-pair encoding is transformers' ``CLIPTokenizer``; a model folder's ``tokenizer.json`` is
+read by the ``tokenizers`` library, on which it is built. Deviation from openai/CLIP
+clip/simple_tokenizer.py: no ftfy, no HTML unescaping; class names hold neither broken encodings nor
+entities.
 """
 
 import gzip
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+from einops import rearrange
 
 from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
+from sammi_jax.text.vocabulary import check_templates, prompts
 from sammi_jax.typing import Int, NpArray
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 
-# OpenAI's split into words: contractions, runs of letters, single digits, runs of the rest.
-_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-)
 _NUM_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, the first are used
 
 
@@ -124,14 +125,31 @@ class Tokenizer:
             raise SammiError(f"{text!r}: the tokenizer cannot express it ({error})") from error
 
 
+def class_tokens(
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    context_length: int = 77,
+) -> Int[NpArray, "t p {context_length}"]:
+    """Token ids (int32) of every class in every prompt template.
+
+    Raises:
+        SammiError: there is no template, one has not exactly one ``{}``, or a name holds something
+            that the vocabulary cannot express.
+    """
+    check_templates(templates)
+    texts = [text for template in templates for text in prompts(class_names, template)]
+    rows = tokenizer(texts, context_length)
+    return rearrange(rows, "(p t) l -> t p l", p=len(templates))
+
+
 def _read(path: Path, read) -> Tokenizer:
     try:
         tokenizer = read(path)
     except SammiError:
         raise
     except Exception as error:  # the tokenizers library raises nothing narrower
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SammiError(f"{path}: cannot be read as a tokenizer ({reason})") from error
+        raise SammiError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from error
     return Tokenizer(tokenizer, str(path))
 
 
@@ -140,9 +158,10 @@ def _from_json(path: Path) -> tokenizers.Tokenizer:
 
 
 def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
-    vocabulary = json.loads(path.read_text(encoding="utf-8"))
-    lines = (path.parent / "merges.txt").read_text(encoding="utf-8").splitlines()
-    return _byte_pair(vocabulary, [line for line in lines if not line.startswith("#version")])
+    # transformers would give special tokens that are missing new ids, for which no model has rows.
+    if not {START, END} <= set(json.loads(path.read_text(encoding="utf-8"))):
+        raise ValueError(f"it has no {START} or no {END}")
+    return _byte_pair(str(path), str(path.with_name("merges.txt")))
 
 
 def _from_openai(path: Path) -> tokenizers.Tokenizer:
@@ -151,41 +170,18 @@ def _from_openai(path: Path) -> tokenizers.Tokenizer:
         merges = file.read().splitlines()[1 : 1 + _NUM_MERGES]
     if len(merges) < _NUM_MERGES:
         raise SammiError(f"{path}: {len(merges)} merges of {_NUM_MERGES}: the file is cut off")
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())  # OpenAI's order is that of code points
+    # OpenAI's order of the bytes' letters is that of code points.
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]
     tokens += [merge.replace(" ", "") for merge in merges]
-    return _byte_pair({token: i for i, token in enumerate([*tokens, START, END])}, merges)
+    vocabulary = {token: i for i, token in enumerate([*tokens, START, END])}
+    return _byte_pair(vocabulary, [tuple(merge.split(" ")) for merge in merges])
 
 
-def _byte_pair(vocabulary: dict[str, int], merges: list[str]) -> tokenizers.Tokenizer:
-    """CLIP's byte-pair encoding with its normalization, word split and special tokens."""
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges if merge)]
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=pairs,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            unk_token=END,
-        )
-    )
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    if START in vocabulary and END in vocabulary:  # `Tokenizer` refuses the others
-        tokenizer.add_special_tokens(
-            [AddedToken(token, normalized=False, special=True) for token in (START, END)]
-        )
-        tokenizer.post_processor = processors.RobertaProcessing(
-            (END, vocabulary[END]),
-            (START, vocabulary[START]),
-            trim_offsets=False,
-            add_prefix_space=False,
-        )
-    return tokenizer
+def _byte_pair(vocabulary: Any, merges: Any) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding from a vocabulary and merges: two files, or what they hold."""
+    # transformers warns where PyTorch is not installed, which tokenizers do not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    from transformers import CLIPTokenizer  # takes a second, and only conversion needs it
+
+    return CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer

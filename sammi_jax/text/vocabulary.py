@@ -1,4 +1,4 @@
-"""Class names: reading lists of them, synonyms, prompts."""
+"""Class names and prompt templates: reading lists of them, synonyms, prompts."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,6 +67,38 @@ def prompts(class_names: Sequence[str], template: str) -> list[str]:
     Raises:
         SammiError: the template has not exactly one ``{}``.
     """
-    if template.count("{}") != 1:
-        raise SammiError(f"the prompt template {template!r} must hold one {{}} for the class name")
+    check_templates([template])
     return [template.replace("{}", first_synonym(name)) for name in class_names]
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Check prompt templates such as ``"A photo of a {} in the scene"``.
+
+    Raises:
+        SammiError: there is none, or one has not exactly one ``{}``.
+    """
+    if not templates:
+        raise SammiError('no prompt template: give at least one, as "a photo of a {}"')
+    for template in templates:
+        if template.count("{}") != 1:
+            raise SammiError(
+                f"the prompt template {template!r} must hold one {{}} for the class name"
+            )
+
+
+def read_template_file(path: str | Path) -> tuple[str, ...]:
+    """Prompt templates from a UTF-8 file with one a line; blank lines are left out.
+
+    Raises:
+        SammiError: an unreadable file, no template, or one without exactly one ``{}``.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SammiError(f"{path}: cannot be read as a list of templates ({error})") from error
+    templates = tuple(line.strip() for line in lines if line.strip())
+    try:
+        check_templates(templates)
+    except SammiError as error:
+        raise SammiError(f"{path}: {error}") from error
+    return templates

@@ -30,7 +30,7 @@ from sammi_jax.typing import Bool, Int, NpArray, UInt8
 
 CAPTION_SIZE = 48
 REGIMES = ("web", "strict")
-TEMPLATE = SegmenterConfig.template
+TEMPLATE = SegmenterConfig.templates[0]
 
 _KEPT = (100, 75, 85, 85)  # percent: how often a caption names is_stuff, texture, color, shape
 _LAYOUT_WORDS = 32

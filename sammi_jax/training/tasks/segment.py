@@ -28,8 +28,7 @@ from sammi_jax.ops.class_sampling import relabel, sample_classes
 from sammi_jax.ops.color import jitter_colors
 from sammi_jax.ops.mask_noise import add_noise
 from sammi_jax.parallel.batch import Batch
-from sammi_jax.text.tokenizer import Tokenizer
-from sammi_jax.text.vocabulary import prompts
+from sammi_jax.text.tokenizer import Tokenizer, class_tokens
 from sammi_jax.training.forward import forward_crops
 from sammi_jax.training.losses import segmentation_loss
 from sammi_jax.training.task import Rules, Task
@@ -158,8 +157,9 @@ class SegmentTask(SegmentRules, Task[Sammi]):
         )
         self._tokenizer = self._find_tokenizer()
         length = task.model.clip.text.context_length
-        texts = prompts(dataset.class_names, task.model.template)
-        self._token_ids = self._tokenizer(texts, length)[:, None]
+        self._token_ids = class_tokens(
+            self._tokenizer, dataset.class_names, task.model.templates, length
+        )
 
     def _find_tokenizer(self) -> Tokenizer:
         """That of the model folder which the text tower comes from."""
