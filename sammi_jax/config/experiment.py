@@ -130,6 +130,7 @@ class SegmentConfig(TaskConfig):
     sam_cache: str | None = None  # folder of 'sammi cache': SAM's encoder does not run
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
+    dmi_lr_scale: float = 10.0  # [ours] the injection's layers start at zero: they learn faster
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
     ignored_as_negative: bool = True
     # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a

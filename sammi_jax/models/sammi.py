@@ -80,7 +80,7 @@ class Sammi(nnx.Module):
         self.sam = Sam(masks.sam, rngs=rngs)
         if masks.tspp is not None:
             self.tspp = Tspp(masks.tspp, embed_dim, rngs=rngs)
-        self.dmi = Dmi(masks.dmi, embed_dim, (first, second), aggregator.num_templates, rngs=rngs)
+        self.dmi = Dmi(masks.dmi, aggregator, embed_dim, rngs=rngs)
 
     def encode_text(
         self, token_ids: Int[Array, "t p l"], remat: Remat = "none"
@@ -168,11 +168,11 @@ class Sammi(nnx.Module):
         def decode(view: tuple[ImageFeatures, Array | None]) -> Array:
             features, masks = view
             low, high = features.low, features.high
-            cost = cost_map(low, text.features)
+            cost, injection = cost_map(low, text.features), None
             if proposals is not None and masks is not None:
                 valid = proposals.valid & masks.any(axis=(-2, -1))
-                cost, low, high = self.dmi(cost, low, high, text.features, masks, valid)
-            return self.aggregator(cost, text, low, high, pooling_size, remat)
+                injection, low, high = self.dmi(low, high, text.features, masks, valid)
+            return self.aggregator(cost, text, low, high, pooling_size, remat, injection)
 
         by_view = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (features, masks))
         if layout.num_views == 1:
