@@ -156,6 +156,10 @@ class EvalConfig:
     # "none": it has no text, and its pixels are ignored.
     background: Literal["name", "threshold", "none"] = "name"
     background_threshold: float = 0.5
+    # Which masks a SAM-MI uses: its own; none (all are shut); or, of a data set that knows regions,
+    # the true instances or their parts.
+    masks: Literal["own", "none", "true", "parts"] = "own"
+    mask_iou: float | None = None  # given masks are degraded to this IoU; None: they are exact
     boundary: bool = False  # boundary IoU as well
     # The next two change memory, speed and the number of compilations, and no result.
     class_chunk: int = 32  # classes whose score maps are in memory at once

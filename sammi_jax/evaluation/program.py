@@ -45,8 +45,14 @@ class Predictor(Protocol):
         """Text embeddings, the class axis padded."""
         ...
 
-    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
-        """One image as the model wants it."""
+    def prepare(
+        self,
+        image: NpArray,
+        config: SegmenterConfig | None = None,
+        masks: NpArray | None = None,
+        num_slots: int = 0,
+    ) -> SegmenterInput:
+        """One image, and masks in the place of SAM's, as the model wants it."""
         ...
 
     def views(
