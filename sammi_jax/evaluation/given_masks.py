@@ -85,7 +85,7 @@ def _degrade_one(
         return mask
     size = max(1.0, _NOISE_SIZE * float(np.sqrt(mask.sum())))
     noise = ndimage.gaussian_filter(rng.normal(size=mask.shape), size)
-    noise /= noise.std()
+    noise = (noise - noise.mean()) / noise.std()
     distance = _signed_distance(mask)
     low, high = 0.0, 4.0 * max(size, float(distance.max()))
     for _ in range(_BISECTIONS):
