@@ -13,7 +13,7 @@ from sammi_jax.typing import Bool, Float, NpArray
 
 # Slots by kind; of more regions in an image the largest are kept.
 _NUM_SLOTS = {"none": 1, "true": 64, "parts": 256}
-_NOISE_SIZE = 0.25  # scale of the noise's waves, as a share of the square root of a mask's area
+_NOISE_SIZE = 0.12  # scale of the noise's waves, as a share of the square root of a mask's area
 _BISECTIONS = 12
 
 
