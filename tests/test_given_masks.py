@@ -79,7 +79,7 @@ def test_masks_that_do_not_fit_are_an_error(config, shape, slots, message):
 @pytest.mark.parametrize("iou", [0.9, 0.7, 0.5])
 def test_degraded_masks_have_the_iou_that_was_asked_for(iou, rng):
     y, x = np.mgrid[:64, :64]
-    masks = np.stack([(y - 30) ** 2 + (x - 30) ** 2 < 400, (y > 40) & (x < 35), y < 64])
+    masks = np.stack([(y - 30) ** 2 + (x - 30) ** 2 < 400, (y > 40) & (x < 35), y < 50])
     worse = degrade(masks, iou, rng)
     np.testing.assert_allclose(_iou(masks, worse), iou, atol=0.03)
     assert (worse & ~masks)[:2].any(axis=(1, 2)).all()  # pixels are gained as well as lost
