@@ -1,6 +1,6 @@
 r"""Ablation of configs/sammi_vitb16.py: no high frequencies for the decoder.
 
-Command:   python train.py --config configs/sammi_vitb16_no_high.py --workdir runs/no_high \
+Command:   sammi train --config sammi_vitb16_no_high --workdir runs/no_high \
                --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
                --set data.data_dir=data
 Hardware:  as configs/sammi_vitb16.py; not run at this size by its authors

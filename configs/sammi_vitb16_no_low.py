@@ -1,6 +1,6 @@
 r"""Ablation of configs/sammi_vitb16.py: no context of masks in the dense features and the cost map.
 
-Command:   python train.py --config configs/sammi_vitb16_no_low.py --workdir runs/no_low \
+Command:   sammi train --config sammi_vitb16_no_low --workdir runs/no_low \
                --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
                --set data.data_dir=data
 Hardware:  as configs/sammi_vitb16.py; not run at this size by its authors

@@ -1,6 +1,6 @@
 r"""Ablation of configs/sammi_vitb16.py: SAM's masks as they are, not merged.
 
-Command:   python train.py --config configs/sammi_vitb16_no_smagg.py --workdir runs/no_smagg \
+Command:   sammi train --config sammi_vitb16_no_smagg --workdir runs/no_smagg \
                --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
                --set data.data_dir=data
 Hardware:  as configs/sammi_vitb16.py; not run at this size by its authors

@@ -130,6 +130,7 @@ class SegmentConfig(TaskConfig):
     sam_cache: str | None = None  # folder of 'sammi cache': SAM's encoder does not run
     segmenter: str | None = None  # model folder of a CAT-Seg or SAM-MI to start from
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
+    dmi_lr_scale: float = 10.0  # [ours] the injection's layers start at zero: they learn faster
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
     ignored_as_negative: bool = True
     # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a
@@ -155,6 +156,10 @@ class EvalConfig:
     # "none": it has no text, and its pixels are ignored.
     background: Literal["name", "threshold", "none"] = "name"
     background_threshold: float = 0.5
+    # Which masks a SAM-MI uses: its own; none (all are shut); or, of a data set that knows regions,
+    # the true instances or their parts.
+    masks: Literal["own", "none", "true", "parts"] = "own"
+    mask_iou: float | None = None  # given masks are degraded to this IoU; None: they are exact
     boundary: bool = False  # boundary IoU as well
     # The next two change memory, speed and the number of compilations, and no result.
     class_chunk: int = 32  # classes whose score maps are in memory at once

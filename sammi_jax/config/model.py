@@ -150,8 +150,10 @@ class SmaggConfig:
 class DmiConfig:
     """Decoupled Mask Injection. All fields are [ours] (method.md section 5)."""
 
-    low: bool = True  # inject mask context into F_l and the cost map
-    high: bool = True  # inject high frequencies into F_h1 and F_h2
+    low: bool = True  # mask context into F_l and beside the cost map's embedding
+    high: bool = True  # high frequencies into F_h1 and F_h2
+    decoder: bool = True  # the regions' class evidence behind both decoder blocks
+    smoothing: bool = True  # each class's logits are pulled toward their mean in every mask
     num_heads: int = 8
 
 

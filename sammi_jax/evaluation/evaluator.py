@@ -18,6 +18,7 @@ from sammi_jax.data.input.loader import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.background import Vocabulary, choose_vocabulary
 from sammi_jax.evaluation.buckets import EvalBatch, plan_batches
+from sammi_jax.evaluation.given_masks import GivenMasks
 from sammi_jax.evaluation.panels import ImageWriter
 from sammi_jax.evaluation.partial import PartialResult
 from sammi_jax.evaluation.program import (
@@ -171,6 +172,7 @@ class _Run:
     ):
         self._predictor, self._dataset, self._config = predictor, dataset, config
         self._vocabulary, self._variants, self._mesh = vocabulary, variants, mesh
+        self._given = GivenMasks(dataset, predictor.config, config)
         self.begin()
         self._network = make_network(predictor, variants, mesh)
         self._readout = make_readout(
@@ -201,7 +203,7 @@ class _Run:
         example = np.zeros((64, 64, 3), np.uint8)
         sides = []
         for variant in self._variants:
-            inputs = self._predictor.prepare(example, variant.config)
+            inputs = self._prepare({"image": example, "masks": self._given(0, (64, 64))}, variant)
 
             def scores(state: Any, inputs: Any, layout: Any = variant.layout) -> Any:
                 out = self._predictor.views(state, inputs, self._text, layout)
@@ -217,15 +219,10 @@ class _Run:
         own = batch.indices[start : start + size]
         # A process without a share computes a copy that does not count: all must take part.
         examples = [self._example(index) for index in (own or batch.indices[:1])]
-        shown = [examples[min(i, len(examples) - 1)]["image"] for i in range(size)]
+        shown = [examples[min(i, len(examples) - 1)] for i in range(size)]
         inputs = [
-            stack_inputs(
-                [
-                    self._predictor.prepare(image[:, ::-1] if v.flip else image, v.config)
-                    for image in shown
-                ]
-            )
-            for v in self._variants
+            stack_inputs([self._prepare(example, variant) for example in shown])
+            for variant in self._variants
         ]
         labels = [example["label"] for example in examples]
         target = make_target(
@@ -240,15 +237,25 @@ class _Run:
             target = dataclasses.replace(target, present=np.zeros(size, bool))
         return HostBatch(inputs, target, examples[: len(own)])
 
+    def _prepare(self, example: dict[str, Any], variant: Variant) -> SegmenterInput:
+        """One image, and the masks that are given with it, as the variant shows them."""
+        image, masks = example["image"], example["masks"]
+        if variant.flip:
+            image, masks = image[:, ::-1], None if masks is None else masks[:, :, ::-1]
+        if masks is None:
+            return self._predictor.prepare(image, variant.config)
+        return self._predictor.prepare(image, variant.config, masks, self._given.num_slots)
+
     def _example(self, index: int) -> dict[str, Any]:
         example = self._dataset.source[index]
         image, label, name = example["image"], example["label"], example["file_name"]
         self._check(label, image, name)
+        masks = self._given(index, image.shape[:2])
         if self._vocabulary.ignored_class is not None:
             label = np.where(
                 label == self._vocabulary.ignored_class, self._dataset.ignore_label, label
             )
-        return example | {"label": label}
+        return example | {"label": label, "masks": masks}
 
     def _check(self, label: Int[NpArray, "h w"], image: NpArray, name: str) -> None:
         if label.shape != image.shape[:2]:

@@ -45,8 +45,14 @@ class Predictor(Protocol):
         """Text embeddings; the class axis is padded."""
         ...
 
-    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
-        """The model's input for one image."""
+    def prepare(
+        self,
+        image: NpArray,
+        config: SegmenterConfig | None = None,
+        masks: NpArray | None = None,
+        num_slots: int = 0,
+    ) -> SegmenterInput:
+        """One image, and masks in the place of SAM's, as the model's input."""
         ...
 
     def views(

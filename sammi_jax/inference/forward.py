@@ -17,7 +17,7 @@ from sammi_jax.inference.inputs import SegmenterInput
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
-from sammi_jax.models.proposals import MaskProposals, SamInput
+from sammi_jax.models.proposals import MaskProposals, SamInput, given_proposals
 from sammi_jax.models.sammi import Sammi, SegmenterOutput
 from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.resize import resize
@@ -87,8 +87,10 @@ def forward_input(
     layout: ViewLayout,
 ) -> SegmenterOutput:
     """Logits of every view of whole images: windows and the global view, or one view."""
-    sam_input = None
-    if model.config.masks is not None:
+    sam_input = proposals = None
+    if inputs.masks is not None:
+        proposals = given_proposals(inputs.masks, inputs.mask_valid)
+    elif model.config.masks is not None:
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
     return model(
         _views(inputs, model.config, layout),
@@ -96,6 +98,7 @@ def forward_input(
         text,
         layout=layout,
         pooling_size=1,  # training pools the class attention, evaluation does not
+        proposals=proposals,
     )
 
 

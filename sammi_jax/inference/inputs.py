@@ -7,11 +7,12 @@ import jax
 import numpy as np
 from PIL import Image
 
-from sammi_jax.config.model import SegmenterConfig
+from sammi_jax.config.model import SegmenterConfig, view_layout
+from sammi_jax.errors import SammiError
 from sammi_jax.ops.clip_image import CLIP_MEAN
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.ops.sam_image import resized_shape
-from sammi_jax.typing import NpArray
+from sammi_jax.typing import Bool, NpArray, UInt8
 
 _PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (docs/catseg.md part 0, step 2)
 
@@ -23,8 +24,12 @@ class SegmenterInput:
 
     canvas: Any  # [b, O, O, 3] float32 RGB 0..255: the windows are cut from it
     overview: Any  # [b, C, C, 3] float32 RGB 0..255: the global view; None for a single view
-    sam_image: Any  # [b, S, S, 3] uint8 RGB, zero padded; None for CAT-Seg
-    sam_size: Any  # [b, 2] float32 (height, width) inside the padding; None for CAT-Seg
+    # Of a SAM-MI without given masks, else None.
+    sam_image: Any  # [b, S, S, 3] uint8 RGB, zero padded
+    sam_size: Any  # [b, 2] float32 (height, width) inside the padding
+    # Masks from elsewhere in the place of SAM's, else None.
+    masks: Any = None  # [b, n, G, G] bool on the canvas, 4 pixels a cell
+    mask_valid: Any = None  # [b, n] bool
 
 
 def _resample(image: NpArray, side: int) -> NpArray:
@@ -34,11 +39,20 @@ def _resample(image: NpArray, side: int) -> NpArray:
     return np.einsum("oh,hwc,pw->opc", rows, image.astype(np.float32), columns, optimize=True)
 
 
-def segmenter_input(image: NpArray, config: SegmenterConfig) -> SegmenterInput:
-    """The arrays of one uint8 RGB image, each with a leading batch axis of one.
+def segmenter_input(
+    image: UInt8[NpArray, "h w 3"],
+    config: SegmenterConfig,
+    given: tuple[Bool[NpArray, "1 n g g"], Bool[NpArray, "1 n"]] | None = None,
+) -> SegmenterInput:
+    """The arrays of one RGB image, each with a leading batch axis of one.
 
     With windows the image is squashed to the canvas and, as one more view, to the crop's side.
     Without, it is padded to a multiple of 32 with the mean color and squashed to CLIP's side.
+
+    Args:
+        image: the pixels.
+        config: of the model.
+        given: from `canvas_masks`, in the place of SAM's masks.
     """
     if config.sliding is not None:
         canvas = _resample(image, config.sliding.output_size)
@@ -55,10 +69,48 @@ def segmenter_input(image: NpArray, config: SegmenterConfig) -> SegmenterInput:
         ).copy()
         padded[:height, :width] = image
         canvas, overview = _resample(padded, config.clip_size), None
+    if given is not None:
+        return SegmenterInput(canvas[None], overview, None, None, *given)
     if config.masks is None:
         return SegmenterInput(canvas[None], overview, None, None)
     sam_image, sam_size = sam_input(image, config.masks.sam.image_size)
     return SegmenterInput(canvas[None], overview, sam_image[None], sam_size[None])
+
+
+def canvas_masks(
+    masks: Bool[NpArray, "n h w"],
+    size: tuple[int, ...],
+    config: SegmenterConfig,
+    num_slots: int,
+) -> tuple[Bool[NpArray, "1 k g g"], Bool[NpArray, "1 k"]]:
+    """Masks of an image on the canvas, and which slots hold one.
+
+    A pixel of the canvas is in a mask if at least half of it is.
+
+    Args:
+        masks: of the image.
+        size: (height, width) of the image.
+        config: of a SAM-MI.
+        num_slots: how many masks the arrays hold.
+
+    Raises:
+        SammiError: masks of another size than the image, more than ``num_slots``, or a CAT-Seg.
+    """
+    if config.masks is None:
+        raise SammiError("masks: this model is a CAT-Seg, which takes none; give a SAM-MI")
+    if masks.ndim != 3 or masks.shape[1:] != tuple(size):
+        raise SammiError(
+            f"masks {masks.shape}: give [n, height, width] of the image's {size[0]} x {size[1]} "
+            "pixels"
+        )
+    if len(masks) > num_slots:
+        raise SammiError(f"{len(masks)} masks, but there is room for {num_slots}")
+    side = 4 * view_layout(config).canvas
+    out = np.zeros((1, num_slots, side, side), bool)
+    for slot, mask in zip(out[0], masks, strict=False):
+        shares = Image.fromarray(mask.astype(np.uint8) * 255)
+        slot[:] = np.asarray(shares.resize((side, side), Image.Resampling.BOX)) >= 128
+    return out, np.any(out, axis=(-2, -1), keepdims=False)
 
 
 def sam_input(image: NpArray, side: int) -> tuple[NpArray, NpArray]:

@@ -26,7 +26,7 @@ from sammi_jax.inference.forward import (
     resize_scores,
     zero_shot_views,
 )
-from sammi_jax.inference.inputs import SegmenterInput, segmenter_input
+from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.models.class_texts import ClassTexts, text_embeddings
 from sammi_jax.models.clip import Clip
@@ -34,11 +34,12 @@ from sammi_jax.models.sammi import Sammi
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.text.tokenizer import Tokenizer, class_tokens
 from sammi_jax.text.vocabulary import check_class_names
-from sammi_jax.typing import Array, Float, Int, NpArray
+from sammi_jax.typing import Array, Bool, Float, Int, NpArray, UInt8
 from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.model_folder import describe, load_tokenizer, read_model
 from sammi_jax.weights.params import build
 
+MASK_BUCKET = 16  # given masks are padded to a multiple, for the same reason
 _CLASS_BUCKET = 8  # the class axis is padded to a multiple, so that few programs are compiled
 
 
@@ -113,14 +114,30 @@ class _TextPrompted:
             self._texts[names] = ClassTexts(self._encode_text(self._state, ids), mask)
         return self._texts[names]
 
-    def prepare(self, image: NpArray, config: SegmenterConfig | None = None) -> SegmenterInput:
-        """One uint8 RGB image ``[H, W, 3]`` as this model wants it (host arrays, batch of one).
+    def prepare(
+        self,
+        image: UInt8[NpArray, "h w 3"],
+        config: SegmenterConfig | None = None,
+        masks: Bool[NpArray, "n h w"] | None = None,
+        num_slots: int = MASK_BUCKET,
+    ) -> SegmenterInput:
+        """One RGB image as this model wants it (host arrays, batch of one).
 
-        ``config``, where given, has another canvas than the model's own.
+        Args:
+            image: the pixels.
+            config: with another canvas than the model's own; None: the model's.
+            masks: regions of the image that take the place of SAM's masks.
+            num_slots: how many masks the arrays hold, where masks are given.
+
+        Raises:
+            SammiError: masks that do not fit the image, the model or the slots.
         """
+        config, given = config or self.config, None
+        if masks is not None:
+            given = canvas_masks(masks, image.shape[:2], config, num_slots)
         if self.config.sliding is not None:
             image = resize_short_side(image)
-        return segmenter_input(image, config or self.config)
+        return segmenter_input(image, config, given)
 
     def predict_batch(self, inputs: SegmenterInput, class_names: Sequence[str]) -> Prediction:
         """Class scores ``[b, t, O, O]`` on the canvas, and the mask proposals, on the device."""
@@ -170,20 +187,31 @@ class Segmenter(_TextPrompted):
         return blend_logits(maps, self.config, layout)
 
     def segment(
-        self, image: str | Path | Image.Image | NpArray, class_names: Sequence[str]
+        self,
+        image: str | Path | Image.Image | NpArray,
+        class_names: Sequence[str],
+        masks: Bool[NpArray, "n h w"] | None = None,
     ) -> Segmentation:
-        """Segment one picture into the named classes.
+        """Segment one image into the named classes.
 
         Args:
             image: a path, a PIL image, or uint8 RGB ``[H, W, 3]``.
             class_names: one name a class; "a, b" are synonyms, of which the first is used.
+            masks: regions of the image from another tool or by hand, in the place of SAM's masks;
+                they may overlap and leave pixels out. None: SAM's.
 
         Raises:
-            SammiError: an unreadable picture, an empty or duplicated class list, no tokenizer.
+            SammiError: an unreadable image, an empty or duplicated class list, no tokenizer, or
+                masks of another size than the image or for a CAT-Seg.
         """
         class_names = check_class_names(class_names)
         pixels = load_image(image)
-        prediction = self.predict_batch(self.prepare(pixels), class_names)
+        num_slots = MASK_BUCKET
+        if masks is not None:
+            masks = np.asarray(masks, bool)
+            num_slots = max(1, -(-len(masks) // MASK_BUCKET)) * MASK_BUCKET
+        inputs = self.prepare(pixels, masks=masks, num_slots=num_slots)
+        prediction = self.predict_batch(inputs, class_names)
         size = pixels.shape[:2]
         scores = np.asarray(self._resize(prediction.probabilities[0], size))
         points, masks = np.zeros((0, 2), np.float32), np.zeros((0, *size), bool)

@@ -21,6 +21,7 @@ from sammi_jax.layers.guided import guided_conv
 from sammi_jax.layers.remat import rematerialized
 from sammi_jax.layers.swin import SpatialAggregation
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.dmi import Injection
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
@@ -133,11 +134,20 @@ class Aggregator(nnx.Module):
         return [jax.nn.relu(projection(level)) for projection, level in pairs]
 
     def decode(
-        self, x: Float[Array, "b t h w c"], guidance: list[Array]
+        self,
+        x: Float[Array, "b t h w c"],
+        guidance: list[Array],
+        cost: Float[Array, "b h w t p"] | None = None,
+        injection: Injection | None = None,
     ) -> Float[Array, "b t h4 w4"]:
-        """Up-sample four times with the projected guidance; one logit a class and cell."""
-        for block, level in zip(self.decoder, guidance, strict=True):
+        """Up-sample four times with the projected guidance; one logit a class and cell.
+
+        The masks' evidence, where there is an ``injection``, is measured against ``cost``.
+        """
+        for stage, (block, level) in enumerate(zip(self.decoder, guidance, strict=True), start=1):
             x = block(x, level)
+            if injection is not None and cost is not None:
+                x = injection.add_evidence(stage, x, cost)
         return self.head(x)[..., 0]
 
     @jax.named_scope("aggregator")
@@ -149,6 +159,7 @@ class Aggregator(nnx.Module):
         decoder_guidance: tuple[Float[Array, "b h2 w2 d1"], Float[Array, "b h4 w4 d2"]],
         pooling_size: int,
         remat: Remat = "none",
+        injection: Injection | None = None,
     ) -> Float[Array, "b t h4 w4"]:
         """Aggregate the cost map to logits at four times its side.
 
@@ -164,6 +175,7 @@ class Aggregator(nnx.Module):
             pooling_size: pooling of the class attention, `AggregatorConfig.pooling_size` in
                 training and 1 in evaluation.
             remat: of each stage in the backward pass.
+            injection: what the masks say (docs/method.md section 5); None: CAT-Seg.
         """
         batch, num_classes = cost.shape[0], cost.shape[3]
         mask = jnp.broadcast_to(text.mask, (batch, num_classes))
@@ -174,8 +186,9 @@ class Aggregator(nnx.Module):
             cost = jnp.take_along_axis(cost, chosen[:, None, None, :, None], axis=3)
             mask = jnp.take_along_axis(mask, chosen, axis=1)
             guidance = guidance[0][chosen]
+            injection = None if injection is None else injection.choose(chosen)
         logits = self._aggregate(
-            cost, guidance, mask, appearance, decoder_guidance, pooling_size, remat
+            cost, guidance, mask, appearance, decoder_guidance, pooling_size, remat, injection
         )
         if chosen is not None:
             shape = (batch, num_classes, *logits.shape[2:])
@@ -184,22 +197,27 @@ class Aggregator(nnx.Module):
         return logits
 
     def _aggregate(
-        self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat
+        self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat, injection
     ) -> Array:
         stage = partial(rematerialized, remat=remat)
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)
+        if injection is not None:
+            x = injection.add_evidence(0, x, cost)
         for layer in self.layers:
             x = stage(layer.spatial)(x, appearance)
             classes = partial(layer.classes, pooling_size=pooling_size)
             x = stage(classes)(x, text, mask, num_padding)
-        logits = stage(self.decode)(x, self.project_guidance(decoder_guidance))
+        decode = partial(self.decode, injection=injection)  # its evidence is recomputed as well
+        logits = stage(decode)(x, self.project_guidance(decoder_guidance), cost)
         if self.config.cost_skip:
             raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
             size = (logits.shape[2], logits.shape[3])
             raw = resize(raw, size, "bilinear", align_corners=False)[..., 0]
             logits = logits + self.skip_scale[...] * raw + self.skip_bias[...]
+        if injection is not None:
+            logits = injection.smooth(logits)
         return jnp.where(mask[:, :, None, None], logits, ABSENT_LOGIT)
 
 

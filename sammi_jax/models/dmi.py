@@ -4,22 +4,35 @@ The paper (https://arxiv.org/abs/2511.20027) says: low and high frequency apart,
 to labels; low by mask pooling and cross-attention, high by extraction and injection. The formulas
 are [ours].
 
-Every injection ends in a layer that starts at zero and has no bias, and is switched off for an
-image without a valid mask: an untrained DMI changes nothing, and any DMI changes nothing there.
+Each mask is a region with a pooled feature (intra-mask context) that attends to the other regions
+(inter-mask context) and is compared with the texts. What the regions say of the classes is spread
+over their pixels and enters CAT-Seg's head at every resolution: beside the cost map's embedding,
+behind both blocks of the decoder, and as a pull of each class's logits toward their mean in every
+mask. No class is chosen anywhere.
+
+Every injection ends in one layer or scalar that starts at zero, has no bias and stands beside
+evidence that does not: an untrained DMI changes nothing and learns from its first step. It is also
+switched off where no valid mask covers, so any DMI changes nothing for an image without masks.
 """
+
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from sammi_jax.config.model import DmiConfig
+from sammi_jax.config.model import AggregatorConfig, DmiConfig
 from sammi_jax.layers import ACTIVATIONS, Conv, MultiHeadAttention
 from sammi_jax.ops.cosine import cosine_map
 from sammi_jax.ops.masks import Masks, average_pool, boundary, box_mean, mask_pool, mask_spread
-from sammi_jax.typing import Array, Bool, Float
+from sammi_jax.ops.resize import resize
+from sammi_jax.typing import Array, Bool, Float, Int
 
 LOW_PASS_SIZE = 5  # side of the box filter where no mask covers, in pixels
+SMOOTHING_SCALE = 10.0  # c: the strength of the smoothing learns as fast as the logits are large
+SCALES = (1, 2, 4)  # pixels a cell along a side where evidence enters: embedding, decoder blocks
+KERNEL_SIZES = (7, 3, 3)  # of the convolutions there, as those that they stand beside
 
 
 def _zero_linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
@@ -32,6 +45,12 @@ def _zero_linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Lin
     )
 
 
+def _zero_conv(in_features: int, out_features: int, size: int, rngs: nnx.Rngs) -> Conv:
+    conv = Conv(in_features, out_features, size, use_bias=False, rngs=rngs)
+    conv.kernel[...] = jnp.zeros_like(conv.kernel[...])
+    return conv
+
+
 def _add_where(
     used: Bool[Array, " b"], base: Float[Array, "b h w *c"], change: Float[Array, "b h w *c"]
 ) -> Float[Array, "b h w *c"]:
@@ -39,49 +58,45 @@ def _add_where(
     return jnp.where(used.reshape(-1, *(1,) * (base.ndim - 1)), base + change, base)
 
 
-def _only_valid(masks: Masks, valid: Bool[Array, "b n"]) -> Masks:
-    return jnp.where(valid[:, :, None, None], masks, jnp.zeros((), masks.dtype))
+class RegionContext(nnx.Module):
+    """R' = R + Z_r MHA(R, R, R): each region in the light of the other ones."""
+
+    def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.attention = MultiHeadAttention(dim, num_heads, rngs=rngs)
+        self.out = _zero_linear(dim, dim, rngs)
+
+    def __call__(
+        self, regions: Float[Array, "b n d"], valid: Bool[Array, "b n"]
+    ) -> Float[Array, "b n d"]:
+        """Attend among the valid regions; the others' values mean nothing."""
+        context = self.attention(regions, regions, regions, valid[:, None, None, :])
+        return regions + self.out(context)
 
 
 class LowInjection(nnx.Module):
-    """Region context for F_l and for the cost map.
+    """F_l' = F_l + zero_linear([intra, inter]), the aggregator's appearance guidance.
 
     Intra-mask context is each cell's mean of the regions that cover it, inter-mask context is
     attention from the cells to all regions.
     """
 
-    def __init__(self, dim: int, num_heads: int, num_templates: int, *, rngs: nnx.Rngs):
+    def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
         self.attention = MultiHeadAttention(dim, num_heads, rngs=rngs)
         self.out = _zero_linear(2 * dim, dim, rngs)
-        self.alpha = nnx.Param(jnp.zeros((num_templates,), jnp.float32))
 
     def __call__(
         self,
         features: Float[Array, "b h w d"],
+        regions: Float[Array, "b n d"],
         masks: Float[Array, "b n h w"],
         valid: Bool[Array, "b n"],
     ) -> Float[Array, "b h w d"]:
-        """F_l' = F_l + zero_linear([intra, inter])."""
-        b, n = valid.shape
-        masks = _only_valid(masks, valid)
-        regions = mask_pool(masks, features).astype(features.dtype)
+        """F_l' from F_l, the regions R and their masks W^1 (zero where they are not valid)."""
         intra = mask_spread(masks, regions).astype(features.dtype)
         cells = rearrange(features, "b h w d -> b (h w) d")
-        may_attend = jnp.broadcast_to(valid[:, None, None, :], (b, 1, cells.shape[1], n))
-        inter = self.attention(cells, regions, regions, may_attend)
+        inter = self.attention(cells, regions, regions, valid[:, None, None, :])
         context = jnp.concatenate([intra, inter.reshape(features.shape)], axis=-1)
         return _add_where(valid.any(axis=-1), features, self.out(context))
-
-    def inject_cost(
-        self,
-        cost: Float[Array, "b h w t p"],
-        features: Float[Array, "b h w d"],
-        text_features: Float[Array, "t p d"],
-        any_valid: Bool[Array, " b"],
-    ) -> Float[Array, "b h w t p"]:
-        """S + alpha * cos(F_l', F_t), one alpha a template."""
-        cosine = cosine_map(features, text_features)
-        return _add_where(any_valid, cost, self.alpha[...] * cosine)
 
 
 class HighInjection(nnx.Module):
@@ -94,8 +109,13 @@ class HighInjection(nnx.Module):
     def __call__(
         self, features: Float[Array, "b h w c"], masks: Masks, valid: Bool[Array, "b n"]
     ) -> Float[Array, "b h w c"]:
-        """F' = F + zero_conv(gelu(conv3x3([HP(F), HP(F) * E]))), the zero convolution 1 x 1."""
-        masks = _only_valid(masks, valid)
+        """F' = F + zero_conv(gelu(conv3x3([HP(F), HP(F) * E]))), the zero convolution 1 x 1.
+
+        Args:
+            features: F.
+            masks: of the same size; False where they are not valid.
+            valid: which slots hold a mask.
+        """
         high = features - low_pass(features, masks).astype(features.dtype)
         edges = boundary(masks).astype(features.dtype)[..., None]
         hidden = self.conv(jnp.concatenate([high, high * edges], axis=-1))
@@ -118,53 +138,123 @@ class Dmi(nnx.Module):
 
     Args:
         config: switches and the number of attention heads.
+        aggregator: the head's sizes.
         embed_dim: channels of F_l.
-        guidance_dims: channels of F_h1 and F_h2.
-        num_templates: prompt templates of the cost map.
         rngs: the stream ``params``.
     """
 
     def __init__(
-        self,
-        config: DmiConfig,
-        embed_dim: int,
-        guidance_dims: tuple[int, int],
-        num_templates: int,
-        *,
-        rngs: nnx.Rngs,
+        self, config: DmiConfig, aggregator: AggregatorConfig, embed_dim: int, *, rngs: nnx.Rngs
     ):
         self.config = config
+        heads, templates = config.num_heads, aggregator.num_templates
+        if config.low or config.decoder:
+            self.region_context = RegionContext(embed_dim, heads, rngs=rngs)
         if config.low:
-            self.low_injection = LowInjection(embed_dim, config.num_heads, num_templates, rngs=rngs)
+            self.low_injection = LowInjection(embed_dim, heads, rngs=rngs)
         if config.high:
-            self.high_injections = nnx.List(HighInjection(dim, rngs=rngs) for dim in guidance_dims)
+            self.high_injections = nnx.List(
+                HighInjection(dim, rngs=rngs) for dim in aggregator.decoder_guidance_dims
+            )
+        widths = (aggregator.hidden_dim, *aggregator.decoder_dims)
+        used = (config.low, config.decoder, config.decoder)
+        self.evidence_convs = nnx.List(
+            _zero_conv(templates, width, size, rngs) if on else None
+            for width, size, on in zip(widths, KERNEL_SIZES, used, strict=True)
+        )
+        if config.smoothing:
+            self.smoothing = nnx.Param(jnp.zeros((), jnp.float32))
 
     @jax.named_scope("dmi")
     def __call__(
         self,
-        cost: Float[Array, "b h w t p"],
         low: Float[Array, "b h w d"],
         high: tuple[Float[Array, "b h2 w2 c1"], Float[Array, "b h4 w4 c2"]],
         text_features: Float[Array, "t p d"],
         masks: Bool[Array, "b n h4 w4"],
         valid: Bool[Array, "b n"],
-    ) -> tuple[Array, Array, tuple[Array, Array]]:
-        """S', F_l' and (F_h1', F_h2'), of the shapes of S, F_l and (F_h1, F_h2).
+    ) -> tuple["Injection", Array, tuple[Array, Array]]:
+        """What enters the aggregator, F_l' and (F_h1', F_h2').
 
         Args:
-            cost: S.
             low: F_l.
             high: F_h1 and F_h2.
             text_features: F_t.
             masks: at the resolution of F_h2.
             valid: which slots hold a mask.
         """
-        if self.config.low:
-            cells = average_pool(masks, masks.shape[-1] // low.shape[-2])
-            low = self.low_injection(low, cells, valid)
-            cost = self.low_injection.inject_cost(cost, low, text_features, valid.any(axis=-1))
+        masks = masks & valid[:, :, None, None]
+        coarse, half, fine = (average_pool(masks, SCALES[-1] // scale) for scale in SCALES)
+        scores = None
+        if self.config.low or self.config.decoder:
+            regions = mask_pool(coarse, low).astype(low.dtype)
+            related = self.region_context(regions, valid)
+            scores = cosine_map(related[:, :, None], text_features)[:, :, 0]
+            if self.config.low:
+                low = self.low_injection(low, regions, coarse, valid)
         if self.config.high:
-            half = average_pool(masks, masks.shape[-1] // high[0].shape[-2]) >= 0.5
             first, second = self.high_injections
-            high = (first(high[0], half, valid), second(high[1], masks, valid))
-        return cost, low, high
+            high = (first(high[0], half >= 0.5, valid), second(high[1], masks, valid))
+        return Injection(self, scores, (coarse, half, fine)), low, high
+
+
+@dataclass(frozen=True)
+class Injection:
+    """The masks of one view and what they say of the classes, as the aggregator takes it in.
+
+    Attributes:
+        dmi: whose layers inject.
+        scores: Q ``[b, n, t, p]``, cosines of the regions R' with the texts, in float32; None where
+            no part needs them.
+        weights: W^1, W^2, W^4 ``[b, n, kh, kw]``: each mask's share of the pixels of the embedding
+            and behind the decoder's blocks; zero where a mask is not valid.
+    """
+
+    dmi: Dmi
+    scores: Array | None
+    weights: tuple[Array, Array, Array]
+
+    def choose(self, classes: Int[Array, "b k"]) -> "Injection":
+        """The same for some classes of each image."""
+        if self.scores is None:
+            return self
+        return replace(
+            self, scores=jnp.take_along_axis(self.scores, classes[:, None, :, None], axis=2)
+        )
+
+    @jax.named_scope("dmi")
+    def add_evidence(
+        self, stage: int, x: Float[Array, "b t h w c"], cost: Float[Array, "b h1 w1 t p"]
+    ) -> Float[Array, "b t h w c"]:
+        """``x + Z_k g_k (spread_k(Q) - up_k(S))`` at the embedding (0) or a decoder block (1, 2).
+
+        ``g_k`` is how far masks cover a pixel, at most 1.
+        """
+        conv, weights = self.dmi.evidence_convs[stage], self.weights[stage]
+        if conv is None or self.scores is None:
+            return x
+        templates = cost.shape[-1]
+        spread = mask_spread(weights, rearrange(self.scores, "b n t p -> b n (t p)"))
+        spread = rearrange(spread, "b h w (t p) -> b t h w p", p=templates)
+        cost = resize(
+            rearrange(cost, "b h w t p -> b t h w p"), (weights.shape[2], weights.shape[3])
+        )
+        evidence = _coverage(weights)[:, None, :, :, None] * (spread - cost)
+        return x + conv(evidence.astype(x.dtype))
+
+    @jax.named_scope("dmi")
+    def smooth(self, logits: Float[Array, "b t h w"]) -> Float[Array, "b t h w"]:
+        """``y + c theta g_4 (spread_4(mask_pool(y)) - y)``: toward each mask's mean logits."""
+        if not self.dmi.config.smoothing:
+            return logits
+        weights = self.weights[-1]
+        maps = rearrange(logits, "b t h w -> b h w t").astype(jnp.float32)
+        means = mask_spread(weights, mask_pool(weights, maps))
+        strength = SMOOTHING_SCALE * self.dmi.smoothing[...] * _coverage(weights)[..., None]
+        change = rearrange(strength * (means - maps), "b h w t -> b t h w")
+        return logits + change.astype(logits.dtype)
+
+
+def _coverage(weights: Float[Array, "b n h w"]) -> Float[Array, "b h w"]:
+    """g_k: how far masks cover a pixel, at most 1."""
+    return jnp.minimum(weights.sum(axis=1), 1.0)

@@ -32,6 +32,13 @@ class MaskProposals:
     valid: Array  # [b, n] bool
 
 
+def given_proposals(masks: Bool[Array, "b n h w"], valid: Bool[Array, "b n"]) -> MaskProposals:
+    """Masks that come from elsewhere: there are no points behind them."""
+    batch = masks.shape[0]
+    masks = masks & valid[..., None, None]
+    return MaskProposals(jnp.zeros((batch, 0, 2)), jnp.zeros((batch, 0), bool), masks, valid)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SamInput:

@@ -80,7 +80,7 @@ class Sammi(nnx.Module):
         self.sam = Sam(masks.sam, rngs=rngs)
         if masks.tspp is not None:
             self.tspp = Tspp(masks.tspp, embed_dim, rngs=rngs)
-        self.dmi = Dmi(masks.dmi, embed_dim, (first, second), aggregator.num_templates, rngs=rngs)
+        self.dmi = Dmi(masks.dmi, aggregator, embed_dim, rngs=rngs)
 
     def encode_text(
         self, token_ids: Int[Array, "t p l"], remat: Remat = "none"
@@ -109,37 +109,44 @@ class Sammi(nnx.Module):
         pooling_size: int,
         remat: Remat = "none",
         perturb: Perturb | None = None,
+        proposals: MaskProposals | None = None,
     ) -> SegmenterOutput:
         """Class logits of every view.
 
         Args:
             views: CLIP-normalized squares of side ``clip_size``: the windows of ``layout``, then
                 its global view.
-            sam_input: the same images for SAM, encoded or not; None for CAT-Seg only.
+            sam_input: the same images for SAM, encoded or not; None for CAT-Seg, and where
+                ``proposals`` are given.
             text: the classes.
             layout: how the views lie on the canvas.
             pooling_size: pooling of the class attention (training: the configuration's; else 1).
             remat: what the backward pass recomputes.
             perturb: of SAM's masks, in training; None: they stay as they are.
+            proposals: masks from elsewhere, used as they are in the place of SAM's and SMAgg's.
 
         Raises:
-            SammiError: the model has masks, and no image for SAM is given.
+            SammiError: the model has masks, and neither an image for SAM nor masks are given; or
+                it has none and masks are given.
         """
         features = self.encode_views(views, remat)
         if self.config.masks is None:
+            if proposals is not None:
+                raise SammiError("this model is a CAT-Seg, which takes no masks")
             logits = self._decode(features, None, text, layout, pooling_size, remat)
             return SegmenterOutput(logits, None, None)
-        if sam_input is None:
-            raise SammiError("this model has SAM masks: give it the image for SAM as well")
         evidence, tspp_logits = self._class_evidence(features, text)
-        proposals = propose_masks(
-            self.sam,
-            self.config.masks,
-            sam_input,
-            distribution=stitch(class_distribution(evidence, text.mask), layout),
-            shallow=stitch(features.high[1], layout),
-            perturb=perturb,
-        )
+        if proposals is None:
+            if sam_input is None:
+                raise SammiError("this model has SAM masks: give it the image for SAM as well")
+            proposals = propose_masks(
+                self.sam,
+                self.config.masks,
+                sam_input,
+                distribution=stitch(class_distribution(evidence, text.mask), layout),
+                shallow=stitch(features.high[1], layout),
+                perturb=perturb,
+            )
         logits = self._decode(features, proposals, text, layout, pooling_size, remat)
         return SegmenterOutput(logits, tspp_logits, proposals)
 
@@ -168,11 +175,11 @@ class Sammi(nnx.Module):
         def decode(view: tuple[ImageFeatures, Array | None]) -> Array:
             features, masks = view
             low, high = features.low, features.high
-            cost = cost_map(low, text.features)
+            cost, injection = cost_map(low, text.features), None
             if proposals is not None and masks is not None:
                 valid = proposals.valid & masks.any(axis=(-2, -1))
-                cost, low, high = self.dmi(cost, low, high, text.features, masks, valid)
-            return self.aggregator(cost, text, low, high, pooling_size, remat)
+                injection, low, high = self.dmi(low, high, text.features, masks, valid)
+            return self.aggregator(cost, text, low, high, pooling_size, remat, injection)
 
         by_view = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (features, masks))
         if layout.num_views == 1:

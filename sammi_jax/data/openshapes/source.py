@@ -2,14 +2,15 @@
 
 import operator
 from collections.abc import Iterable
-from typing import SupportsIndex
+from typing import Literal, SupportsIndex
 
 import numpy as np
 
+from sammi_jax.data.openshapes.drawing import Scene
 from sammi_jax.data.openshapes.scenes import SCENE_SIZE, scene
 from sammi_jax.data.openshapes.vocabulary import View, get_view
 from sammi_jax.errors import SammiError
-from sammi_jax.typing import NpArray
+from sammi_jax.typing import Bool, NpArray
 
 NUM_EXAMPLES = {"train": 100_000, "val_seen": 400, "val_unseen": 400}
 
@@ -49,12 +50,22 @@ class OpenShapes:
         index = operator.index(index)
         if not 0 <= index < self._length:
             raise IndexError(f"openshapes {self.split}: index {index} of {self._length}")
-        drawn = scene(self.split, index, seed=self.seed, size=self.size)
+        drawn = self._scene(index)
         return {
             "image": drawn.image,
             "label": self.view.labels(drawn.classes),
             "file_name": f"openshapes_{self.split}_{self.seed}_{index:08d}.png",
         }
+
+    def _scene(self, index: SupportsIndex) -> Scene:
+        return scene(self.split, operator.index(index), seed=self.seed, size=self.size)
+
+    def regions(self, index: int, kind: Literal["true", "parts"]) -> Bool[NpArray, "n h w"]:
+        """The visible instances of a scene, or their connected parts, as masks."""
+        drawn = self._scene(index)
+        if kind == "true":
+            return drawn.instances == np.unique(drawn.instances)[:, None, None]
+        return drawn.parts == np.arange(1, drawn.parts.max() + 1)[:, None, None]
 
 
 def batch(

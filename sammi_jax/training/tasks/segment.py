@@ -71,8 +71,9 @@ class SegmentRules(Rules[Sammi]):
         return not path.startswith("sam/")
 
     def lr_scale(self, path: str) -> float:
-        """CLIP's kernels learn slower."""
-        return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
+        """CLIP's kernels learn slower, the injection's faster."""
+        scales = {"clip": self._task.clip_lr_scale, "dmi": self._task.dmi_lr_scale}
+        return scales.get(path.partition("/")[0], 1.0)
 
     def without_remat(self) -> Rules[Sammi]:
         """The same model and loss, keeping inner values."""
