@@ -115,7 +115,10 @@ class _Stages:
         words = [sys.executable, *map(str, command)]
         log = self._logs / f"{stage.replace(' ', '_')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        print(f"\n[{stage}, beside the next stage] {_shown(words)}\nprints to {log}", flush=True)
+        print(
+            f"\n[{stage}, in parallel with the next stage] {_shown(words)}\nprints to {log}",
+            flush=True,
+        )
         with log.open("w") as output:
             process = subprocess.Popen(
                 words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT

@@ -177,7 +177,7 @@ def test_a_user_folder_opens(tmp_path):
     assert len(open_dataset(f"folder:{folder}", 1).source) == 1
     with pytest.raises(IndexError):
         source[2]
-    with pytest.raises(SammiError, match="3 examples asked for, there are 2"):
+    with pytest.raises(SammiError, match=f"{folder}: num_examples=3, but it holds 2; give 1 to 2"):
         open_dataset(f"folder:{folder}", 3)
 
 

@@ -119,7 +119,7 @@ def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
     print(f"  home      {vocabulary.home}")
     print(f"  licence   {vocabulary.licence}")
     print(f"  names     {vocabulary.source}; sha256 {vocabulary.sha256[:16]}")
-    texts = f" asked for with {len(vocabulary.texts)} texts"
+    texts = f", named by {len(vocabulary.texts)} texts"
     more = texts if len(vocabulary.texts) != vocabulary.num_classes else ""
     print(f"  classes   {vocabulary.num_classes}{more}, ignored value {vocabulary.ignore_index}")
     print(f"  labels    {vocabulary.label_format}")

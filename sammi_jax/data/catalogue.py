@@ -121,7 +121,7 @@ def _open_user_folder(name: str, num_examples: int | None) -> Dataset:
     merge = tuple(range(len(texts)))
     return Dataset(
         name=name,
-        source=FolderSource(found.pairs, num_examples),
+        source=FolderSource(folder, found.pairs, num_examples),
         class_names=texts,
         merge=merge,
         ignore_label=found.ignore_index,

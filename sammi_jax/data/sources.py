@@ -51,7 +51,7 @@ class PreparedSource:
         num_examples: use the first ones only.
 
     Raises:
-        SammiError: not a prepared set, or without that split.
+        SammiError: not a prepared set, without that split, or with fewer than ``num_examples``.
     """
 
     def __init__(self, directory: str | Path, split: str, num_examples: int | None = None):
@@ -63,7 +63,7 @@ class PreparedSource:
                 f"{directory}: cannot open split {split!r} ({one_line(error)}); prepare it with "
                 "'sammi datasets prepare'"
             ) from error
-        self._length = _checked_length(str(directory), num_examples, len(self._records))
+        self._length = _checked_length(self._directory, num_examples, len(self._records))
 
     def __len__(self) -> int:
         return self._length
@@ -84,7 +84,7 @@ class PreparedSource:
         return Glance(record["file_name"].decode(), size, label_from_png(record["label"]))
 
     def _record(self, index: SupportsIndex) -> dict[str, Any]:
-        index = _checked_index(str(self._directory), index, self._length)
+        index = _checked_index(self._directory, index, self._length)
         return self._records[index]
 
 
@@ -92,20 +92,24 @@ class FolderSource:
     """Pairs of image and label files; the values of the labels are class indices.
 
     Args:
+        folder: that holds the files, named in errors.
         pairs: in the order of the examples.
         num_examples: use the first ones only.
+
+    Raises:
+        SammiError: fewer pairs than ``num_examples``.
     """
 
-    def __init__(self, pairs: Sequence[Pair], num_examples: int | None = None):
-        length = _checked_length("the folder", num_examples, len(pairs))
-        self._pairs = tuple(pairs[:length])
+    def __init__(self, folder: Path, pairs: Sequence[Pair], num_examples: int | None = None):
+        length = _checked_length(folder, num_examples, len(pairs))
+        self._folder, self._pairs = folder, tuple(pairs[:length])
 
     def __len__(self) -> int:
         return len(self._pairs)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """The example of that index; IndexError beyond the end."""
-        pair = self._pairs[_checked_index("the folder", index, len(self))]
+        pair = self._pairs[_checked_index(self._folder, index, len(self))]
         return {
             "image": load_image(pair.image),
             "label": read_index(pair.labels[0]),
@@ -114,7 +118,7 @@ class FolderSource:
 
     def glance(self, index: int) -> Glance:
         """The example of that index without decoding its image."""
-        pair = self._pairs[_checked_index("the folder", index, len(self))]
+        pair = self._pairs[_checked_index(self._folder, index, len(self))]
         try:
             with Image.open(pair.image) as image:
                 size = _image_size(image)
@@ -123,13 +127,13 @@ class FolderSource:
         return Glance(pair.key + pair.image.suffix, size, read_index(pair.labels[0]))
 
 
-def _checked_length(where: str, asked: int | None, found: int) -> int:
-    if asked is not None and not 0 < asked <= found:
-        raise SammiError(f"{where}: {asked} examples asked for, there are {found}")
-    return found if asked is None else asked
+def _checked_length(where: Path, wanted: int | None, found: int) -> int:
+    if wanted is not None and not 0 < wanted <= found:
+        raise SammiError(f"{where}: num_examples={wanted}, but it holds {found}; give 1 to {found}")
+    return found if wanted is None else wanted
 
 
-def _checked_index(where: str, index: SupportsIndex, length: int) -> int:
+def _checked_index(where: Path, index: SupportsIndex, length: int) -> int:
     number = operator.index(index)
     if not 0 <= number < length:
         raise IndexError(f"{where}: index {number} of {length}")

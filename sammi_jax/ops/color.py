@@ -1,7 +1,7 @@
 """Color jitter on the device, as detectron2's ``ColorAugSSDTransform`` (after SSD's training).
 
 Brightness first, then saturation and hue, with contrast before or after these two; each with
-probability one half. Every step rounds to integers of 0..255, and hue is OpenCV's of 0..179, as in
+probability one half. Every step gives integers of 0..255, and hue is OpenCV's of 0..179, as in
 the original.
 """
 

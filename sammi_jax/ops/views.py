@@ -28,7 +28,7 @@ class ViewLayout:
 
     @property
     def has_global_view(self) -> bool:
-        """Whether the whole canvas is a view of its own beside the windows."""
+        """Whether the whole canvas is another view, beside the windows."""
         return self.num_windows > 1
 
     @property

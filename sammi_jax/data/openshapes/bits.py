@@ -1,4 +1,4 @@
-"""Random numbers that are the same everywhere: raw Philox words, turned into integers by hand.
+"""Random numbers that are the same everywhere: raw Philox words and integers made from them.
 
 A block of words follows from (seed, stream, index) alone, so nothing depends on the order of calls,
 on the number of workers or on the version of numpy's ``Generator``. OpenShapes uses no floating
