@@ -35,7 +35,7 @@ RESULT = Compiled(
 def test_real_sizes_have_a_step_of_shapes(name):
     """Nothing is allocated or compiled: the abstract step of the real configurations traces."""
     config = load_config(ROOT / "configs" / f"{name}.py", ["batch_size=8"])
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    mesh = make_mesh(MeshConfig(fsdp=4))
     step, state, batch = abstract_step(config, config.task, mesh)
     after, metrics = jax.eval_shape(step, state, batch)
     assert metrics["loss"].shape == ()

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from sammi_jax.config.experiment import OptimConfig, SegmentConfig
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.config.model import view_layout
 from sammi_jax.convert.catseg import rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
@@ -22,7 +22,7 @@ from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.training.forward import forward_crops
 from sammi_jax.training.losses import segmentation_loss
-from sammi_jax.training.optim import make_optimizer, make_schedule
+from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.state import TrainState, make_train_step, trainable_paths
 from sammi_jax.training.tasks.segment import SegmentRules
 from sammi_jax.weights.params import abstract_params, build, flat_params
@@ -171,15 +171,15 @@ def test_three_steps_of_the_reference_optimizer(reference):
     paths = trainable_paths(rules)
     chosen = {path: params[path] for path in paths}
     frozen = {path: value for path, value in params.items() if path not in chosen}
-    config = OptimConfig()
-    schedule = make_schedule(config, facts["schedule_max_iter"])
-    optimizer = make_optimizer(config, schedule, {path: rules.lr_scale(path) for path in paths})
+    config = TrainConfig(SegmentConfig(model=reference.config), steps=facts["schedule_max_iter"])
+    scales = {path: rules.lr_scale(path) for path in paths}
+    optimizer = make_optimizer(config.optim, config.steps, scales)
 
     def loss(params, batch, key):
         del batch, key
         return _loss(reference, build(lambda: rules.make(Keys(0)), params)), {}
 
-    step = jax.jit(make_train_step(loss, optimizer, schedule, seed=0))
+    step = jax.jit(make_train_step(loss, optimizer, config))
     state = TrainState(jnp.zeros((), jnp.int32), chosen, frozen, optimizer.init(chosen))
     after = {}
     for number, expected in enumerate(facts["train_steps"]):
@@ -190,7 +190,7 @@ def test_three_steps_of_the_reference_optimizer(reference):
         # are near zero: after two of them the norm is 2e-5 off on some CPUs.
         tolerance = 1e-5 if number < 2 else 3e-5
         assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=tolerance)
-        rate = expected["base_lr_factor"] * config.peak_lr
+        rate = expected["base_lr_factor"] * config.optim.peak_lr
         assert float(metrics["learning_rate"]) == pytest.approx(rate, rel=1e-6)
         after[number] = invert_rules(
             {path: np.asarray(value) for path, value in state.params.items()},

@@ -42,8 +42,7 @@ def numpy_adamw(config, learning_rates, steps):
 @pytest.mark.parametrize("clip_norm", [0.01, 100.0])
 def test_against_numpy(clip_norm):
     config = OptimConfig(peak_lr=0.1, weight_decay=0.2, clip_norm=clip_norm)
-    schedule = make_schedule(config, 10)
-    optimizer = make_optimizer(config, schedule, SCALES)
+    schedule, optimizer = make_schedule(config, 10), make_optimizer(config, 10, SCALES)
     state, params = optimizer.init(PARAMS), PARAMS
     for _ in range(3):
         updates, state = optimizer.update(GRADS, state, params)
@@ -97,10 +96,9 @@ def test_muon_orthogonalises_matrices_layer_by_layer(rng):
     params = {path: jnp.zeros(shape) for path, shape in shapes.items()}
     grads = {path: jnp.asarray(rng.normal(size=s), jnp.float32) for path, s in shapes.items()}
     config = OptimConfig(peak_lr=0.1, weight_decay=0.0, clip_norm=1e9, muon_ratio=2.0)
-    schedule = make_schedule(config, 10)
-    optimizer = make_optimizer(config, schedule, dict.fromkeys(params, 1.0))
+    optimizer = make_optimizer(config, 10, dict.fromkeys(params, 1.0))
     moves, _ = optimizer.update(grads, optimizer.init(params), params)
-    nadamw = optax.adamw(schedule, weight_decay=0.0, nesterov=True)
+    nadamw = optax.adamw(make_schedule(config, 10), weight_decay=0.0, nesterov=True)
     expected, _ = nadamw.update(grads, nadamw.init(params), params)
     for path in ("a/bias", "c/kernel"):
         np.testing.assert_allclose(moves[path], expected[path], rtol=1e-5, err_msg=path)

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 
 from sammi_jax.data.input.augment import PAD_VALUE, TrainCrop
-from sammi_jax.data.input.pipeline import batch_stream, iterate
+from sammi_jax.data.input.pipeline import batch_stream, drawn_stream, iterate
 from sammi_jax.ops import color
 
 IGNORE = 255
 
 
 class Squares:
-    """Random images; every label pixel of an example is its index."""
+    """Images whose label map is their index, so that the order can be read from a batch."""
 
     def __init__(self, count, size=(60, 90)):
         self.count, self.size = count, size
@@ -62,10 +62,36 @@ def test_shares_make_the_same_batches():
     shares = [stream(process=i, num_processes=2) for i in range(2)]
     for step in (0, 3, 7):
         parts = [share[step] for share in shares]
-        images = np.concatenate([part["image"] for part in parts])
-        assert images.shape == (4, 32, 32, 3)
-        key = lambda array: sorted(image.tobytes() for image in array)  # noqa: E731
-        assert key(images) == key(whole[step]["image"])
+        for name in ("image", "label"):
+            together = np.concatenate([part[name] for part in parts])
+            np.testing.assert_array_equal(together, whole[step][name])
+
+
+def double(indices):
+    return {"index": indices, "double": 2 * indices}
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+def test_drawn_examples_are_shared_and_each_drawn_once(num_processes):
+    drawn = []
+
+    def draw(indices):
+        drawn.extend(indices.tolist())
+        return double(indices)
+
+    shares = [
+        drawn_stream(draw, 12, batch_size=4, seed=3, process=i, num_processes=num_processes)
+        for i in range(num_processes)
+    ]
+    batches = [np.concatenate([share[k]["double"] for share in shares]) for k in range(6)]
+    epochs = np.concatenate(batches).reshape(2, 12) // 2
+    assert drawn == epochs.ravel().tolist()  # nothing but its own share, for each process
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    whole = drawn_stream(double, 12, batch_size=4, seed=3)
+    np.testing.assert_array_equal(whole[4]["double"], batches[4])
+    other = drawn_stream(double, 12, batch_size=4, seed=4)
+    assert other[0]["double"].tolist() != batches[0].tolist()
 
 
 @pytest.mark.parametrize("workers", [0, 2])

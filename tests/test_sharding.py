@@ -31,7 +31,7 @@ def test_devices_share_the_texts(rng):
         return text_embeddings(nnx.merge(graphdef, state), token_ids)
 
     alone = jax.jit(embed).lower(state, token_ids).compile()
-    with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=4))):
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=4))):
         shared = jax.jit(embed).lower(state, token_ids).compile()
         found = shared(state, token_ids)
     assert found.sharding.is_fully_replicated

@@ -9,6 +9,7 @@ import pytest
 
 from sammi_jax.config.experiment import (
     CaptionConfig,
+    DataConfig,
     MeshConfig,
     PromptConfig,
     SegmentConfig,
@@ -61,6 +62,37 @@ def test_batches_follow_from_seed_and_step(name):
     jax.tree.map(np.testing.assert_array_equal, first, again)
     for other in (make(name).batch(4), make(name, seed=1).batch(3)):
         assert not np.array_equal(first.examples["images"], other.examples["images"])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_processes_share_a_batch(name, monkeypatch):
+    """Whatever their number, and whether threads or worker processes make the examples."""
+    whole = make(name).batch(3)
+    shares = []
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for process in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        shares.append(make(name, data=DataConfig(workers=process)).batch(3))
+    for key, value in whole.examples.items():
+        together = np.concatenate([share.examples[key] for share in shares])
+        np.testing.assert_array_equal(together, value, err_msg=key)
+
+
+def test_a_caption_is_true_of_every_image_that_has_its_attributes():
+    """The pairs that the loss leaves out of the negatives, against loops over the batch."""
+    batch = make_task(TrainConfig(task=TASKS["caption"], batch_size=16)).batch(0)
+    attributes, named = batch.examples["attributes"], batch.examples["named"]
+    flat = named.reshape(-1, 4)
+    found = np.asarray(openshapes.captions_true_of(jnp.asarray(attributes), jnp.asarray(flat)))
+    for image, text in np.ndindex(16, 32):
+        fits = [
+            all(n in (-1, a) for n, a in zip(flat[text], region, strict=True))
+            for region in attributes[image]
+        ]
+        assert found[image, text] == any(fits)
+    own = np.repeat(np.eye(16, dtype=bool), 2, axis=1)
+    assert found[own].all()
+    assert found[~own].any()
 
 
 def test_contrastive_loss_against_loops(rng):
@@ -150,7 +182,7 @@ def test_devices_that_share_the_labels_choose_the_same_classes(rng):
     labels = rng.integers(0, 3, (8, 4, 4)).astype("i")
     labels[5, 2, 2] = 11
     sample = jax.jit(sample_classes, static_argnums=(2, 3))
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    mesh = make_mesh(MeshConfig(fsdp=4))
     shared = jax.device_put(labels, batch_sharding(mesh))
     found = sample(jax.random.key(0), shared, 40, 4).tolist()
     assert found == sample(jax.random.key(0), jnp.asarray(labels), 40, 4).tolist() == [0, 1, 2, 11]

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
         shapes = _parse_grid(args.grid)
     results = []
     for fsdp, batch_size in shapes:
-        mesh = replace(config.mesh, fsdp=fsdp)
-        results.append(compile_step(replace(config, batch_size=batch_size), args.topology, mesh))
+        tried = replace(config, batch_size=batch_size, mesh=replace(config.mesh, fsdp=fsdp))
+        results.append(compile_step(tried, args.topology))
         print(f"compiled fsdp {fsdp}, batch {batch_size} in {results[-1].compile_s:.0f} s")
     print(_table(results))
     best = _best(results)

@@ -49,10 +49,9 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices as a grid: the batch is split over both axes, large parameters over ``fsdp``."""
+    """Devices as a grid: batches are split over both axes, large parameters over ``fsdp``."""
 
-    data: int = -1  # -1: all devices that fsdp leaves
-    fsdp: int = 1
+    fsdp: int = 1  # must divide the number of devices; the other axis takes the rest
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,6 @@ class CaptionConfig(TaskConfig):
 
     kind: ClassVar[str] = "caption"
     model: ClipConfig = ClipConfig()
-    init: str | None = None  # model folder of a CLIP to go on from
-    dense_weight: float = 0.5  # of the pooled dense loss
-    image_weight: float = 0.4  # of the usual loss on the class token
-    dense_scale: float = 12.0  # inverse temperature of a patch's cosine in the pooled score
 
 
 @dataclass(frozen=True)
@@ -80,11 +75,8 @@ class PromptConfig(TaskConfig):
 
     kind: ClassVar[str] = "prompt"
     model: SamConfig = SamConfig()
-    init: str | None = None  # model folder of a SAM to go on from
     points_per_image: int = 8
-    focal_weight: float = 20.0  # SAM's own 20 : 1 : 1 (arXiv 2304.02643, appendix A)
-    dice_weight: float = 1.0
-    iou_weight: float = 1.0
+    focal_weight: float = 20.0  # dice and IoU have 1: SAM's own (arXiv 2304.02643, appendix A)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from sammi_jax.config.experiment import EvalConfig
 from sammi_jax.config.model import SegmenterConfig, check_config, view_layout
 from sammi_jax.data.catalogue import Dataset
-from sammi_jax.data.input.loader import prefetch
+from sammi_jax.data.input.prefetch import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.background import Vocabulary, choose_vocabulary
 from sammi_jax.evaluation.buckets import EvalBatch, plan_batches
@@ -100,7 +100,7 @@ class Evaluation:
         sums, done = partial.load(zero_sums(dataset.num_classes))
         images = ImageWriter(workdir, dataset, config)
         run.begin()
-        batches = prefetch(lambda k: run.read(plan[k]), range(done, len(plan)))
+        batches = prefetch(run.read(batch) for batch in plan[done:])
         bar = tqdm(
             total=len(plan), initial=done, desc=dataset.name, unit="batch", disable=None, leave=None
         )

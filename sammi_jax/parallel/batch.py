@@ -26,17 +26,6 @@ class Batch:
     shared: dict[str, Any] = field(default_factory=dict)
 
 
-def local_share(batch: Batch) -> Batch:
-    """This process's rows of a batch that every process makes whole."""
-    start, count = jax.process_index(), jax.process_count()
-
-    def rows(array: Any) -> Any:
-        size = len(array) // count
-        return array[start * size : (start + 1) * size]
-
-    return Batch({name: rows(array) for name, array in batch.examples.items()}, batch.shared)
-
-
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Check that a batch splits evenly over the mesh, in ``accumulate`` parts.
 

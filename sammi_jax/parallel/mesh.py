@@ -1,8 +1,10 @@
-"""Where arrays live: one mesh, one size rule for parameters, one rule for batches.
+"""How arrays are split over devices: one mesh, a rule for parameters by size, a rule for batches.
 
-Modules carry no annotations, but for the few of `ops.sharding`; XLA propagates from the arguments.
+Modules have no sharding annotations but the few of `ops.sharding`: XLA propagates the shardings of
+the arguments.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,22 +18,17 @@ AXES = ("data", "fsdp")
 MIN_SHARDED_BYTES = 4 * 2**20  # smaller parameters are cheaper to replicate than to gather
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh ``(data, fsdp)`` over all devices.
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh ``(data, fsdp)`` over ``devices``, which may be described only; None: all there are.
 
     Raises:
-        SammiError: the sizes do not multiply to the number of devices.
+        SammiError: ``fsdp`` does not divide the number of devices.
     """
-    devices = jax.device_count()
-    if config.fsdp < 1 or devices % config.fsdp:
-        raise SammiError(f"mesh.fsdp={config.fsdp} does not divide the {devices} devices")
-    data = devices // config.fsdp if config.data == -1 else config.data
-    if data * config.fsdp != devices:
-        raise SammiError(
-            f"mesh.data={config.data} x mesh.fsdp={config.fsdp} is not the number of devices, "
-            f"{devices}; mesh.data=-1 takes what is left"
-        )
-    return jax.make_mesh((data, config.fsdp), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    count = jax.device_count() if devices is None else len(devices)
+    if config.fsdp < 1 or count % config.fsdp:
+        raise SammiError(f"mesh.fsdp={config.fsdp} does not divide the {count} devices")
+    shape = (count // config.fsdp, config.fsdp)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -45,7 +42,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def fsdp_spec(path: str, shape: tuple[int, ...], itemsize: int, num_shards: int) -> PartitionSpec:
-    """The size rule: split the largest axis that divides, never the layer axis of a `Stack`."""
+    """Split the largest axis that ``num_shards`` divides, but never the layer axis of a `Stack`.
+
+    Args:
+        path: of the parameter, with ``/`` as separator.
+        shape: of the parameter.
+        itemsize: bytes of an element; below `MIN_SHARDED_BYTES` in all nothing is split.
+        num_shards: size of the mesh's ``fsdp`` axis.
+    """
     if num_shards == 1 or int(np.prod(shape)) * itemsize < MIN_SHARDED_BYTES:
         return PartitionSpec()
     first = 1 if "block" in path.split("/") else 0  # a Stack keeps its layers in `block`

@@ -1,4 +1,4 @@
-"""The real training step compiled for a TPU pod that is not there, and what that tells.
+"""The real training step compiled for a TPU pod that need not exist: memory, work, estimated time.
 
 libtpu compiles for any topology on any machine. Parameters and batches are shapes only: nothing is
 allocated, no checkpoint and no data set is needed.
@@ -14,22 +14,26 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 
-from sammi_jax.config.experiment import OPENSHAPES, MeshConfig, SegmentConfig, TrainConfig
+from sammi_jax.config.experiment import OPENSHAPES, SegmentConfig, TrainConfig
 from sammi_jax.data.input.embeddings import EMBEDDINGS
 from sammi_jax.data.openshapes import IGNORE_LABEL, get_view
 from sammi_jax.data.vocabulary import get_vocabulary
 from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
 from sammi_jax.parallel.batch import Batch, check_batch_size
-from sammi_jax.parallel.mesh import AXES, batch_sharding, fsdp_sharding, replicated
+from sammi_jax.parallel.mesh import AXES, batch_sharding, make_mesh, replicated
 from sammi_jax.pods.hlo import Cost, program_cost
 from sammi_jax.training.flops import PEAK_FLOPS, count_flops
-from sammi_jax.training.optim import make_optimizer, make_schedule
-from sammi_jax.training.state import TrainState, make_loss, make_train_step, trainable_paths
+from sammi_jax.training.optim import make_optimizer
+from sammi_jax.training.state import (
+    abstract_state,
+    make_loss,
+    make_train_step,
+    trainable_paths,
+)
 from sammi_jax.training.tasks.segment import SegmentRules
 from sammi_jax.training.tasks.segment_data import is_random
 from sammi_jax.weights.params import abstract_params
@@ -76,20 +80,20 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one step; bytes and times are a chip's.
+    """What the compiler reports of one step; bytes and times are those of one chip.
 
     Attributes:
-        topology: as given.
-        chips: how many.
+        topology: as given to `compile_step`.
+        chips: their number.
         mesh: (data, fsdp).
         batch_size: images a step, over all chips.
-        trainable: how many parameters train.
-        frozen: how many do not.
+        trainable: number of parameters that train.
+        frozen: number of those that do not.
         optimizer: bytes of the optimizer's state.
         memory: bytes of arguments (less what is donated), outputs, temporaries and code; where they
             do not fit, what the compiler says that it would need.
-        model_flops: of the whole step's matrix products and convolutions, as traced: recomputation
-            is left out, so that it does not count as use.
+        model_flops: of the whole step's matrix products and convolutions, as traced, without
+            recomputed activations.
         cost: see `sammi_jax.pods.hlo`; None where the step does not fit.
         compile_s: seconds.
     """
@@ -129,14 +133,14 @@ class Compiled:
 
     @property
     def link_s(self) -> float:
-        """Seconds of collectives, were all links of a chip always full."""
+        """Seconds of collectives, if all links of a chip were used all the time."""
         return self.cost.sent.total() / self.chip.link if self.cost else 0.0
 
     @property
     def estimated_s(self) -> float | None:
         """Seconds a step: arithmetic and collectives one after the other; None if it doesn't fit.
 
-        XLA overlaps some of the collectives, so their sum is the careful figure.
+        XLA overlaps some of the collectives, so their sum is an upper estimate.
         """
         return self.compute_s + self.link_s if self.cost else None
 
@@ -147,22 +151,21 @@ class Compiled:
         return self.model_flops / (seconds * self.chips * self.chip.peak) if seconds else None
 
 
-def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> Compiled:
+def compile_step(config: TrainConfig, topology: str) -> Compiled:
     """Lower and compile the training step of a segmentation experiment.
 
     Args:
-        config: the experiment; its batch size is over all chips.
-        topology: as ``v5e:4x4``: a chip of `CHIPS` and the pod's shape.
-        mesh_shape: ``data`` and ``fsdp``.
+        config: the experiment; its mesh and its batch size are those of all chips.
+        topology: such as ``v5e:4x4``: a chip of `CHIPS` and the pod's shape.
 
     Raises:
-        SammiError: no segmentation experiment, no libtpu, an unknown topology, a mesh or a batch
-            that does not divide.
+        SammiError: it is no segmentation experiment, libtpu is missing, the topology is unknown, or
+            the chips do not divide into the mesh or the batch over them.
     """
     if not isinstance(config.task, SegmentConfig):
-        raise SammiError("only segmentation experiments are compiled ahead of time")
+        raise SammiError("only segmentation experiments can be compiled for a pod")
     devices = describe_topology(topology)
-    mesh = _make_mesh(devices, mesh_shape)
+    mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     step, state, batch = abstract_step(config, config.task, mesh)
     plain = replace(config.task, remat="none")
@@ -186,7 +189,7 @@ def compile_step(config: TrainConfig, topology: str, mesh_shape: MeshConfig) -> 
 
 
 def _compile(lowered: Any) -> tuple[int, Cost | None]:
-    """Bytes a chip, and the cost; None for it where the bytes are too many."""
+    """Bytes a chip, and the cost; None for the cost where the bytes do not fit."""
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -218,15 +221,15 @@ def _chip_bytes(tree: Any) -> int:
 
 
 def describe_topology(name: str) -> list[Any]:
-    """The devices of a TPU pod that need not exist.
+    """The devices of a TPU pod, which need not exist.
 
     Raises:
-        SammiError: libtpu is not installed, or it knows no such topology.
+        SammiError: libtpu is not installed, or does not know this topology.
     """
     chip, _, shape = name.partition(":")
     if chip not in CHIPS or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise SammiError(
-            f"{name}: not a topology; write CHIP:SHAPE, as in v5e:4x4, with a chip of "
+            f"{name}: not a topology; write CHIP:SHAPE, such as v5e:4x4, with a chip of "
             f"{', '.join(CHIPS)}"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud where it runs
@@ -234,51 +237,32 @@ def describe_topology(name: str) -> list[Any]:
     bounds = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
     try:
         return list(topologies.get_topology_desc(name, platform="tpu", **bounds).devices)
-    except Exception as error:  # what libtpu raises differs from version to version
+    except Exception as error:  # its type differs between versions of libtpu
         raise SammiError(
             f"{name}: cannot be described ({str(error).splitlines()[0]}); install libtpu "
             "(pip install 'sammi_jax[tpu]') and give a shape that this chip has"
         ) from error
 
 
-def _make_mesh(devices: list[Any], shape: MeshConfig) -> Mesh:
-    count, fsdp = len(devices), shape.fsdp
-    data = count // fsdp if shape.data == -1 else shape.data
-    if data * fsdp != count:
-        raise SammiError(f"mesh {data} x {fsdp} is not the {count} chips of the topology")
-    grid = np.array(devices).reshape(data, fsdp)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
-
-
 def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple[Any, Any, Any]:
     """The step, and shapes with shardings of its state and its batch."""
-    vocabulary = _vocabulary(config, task)
-    rules = SegmentRules(task, vocabulary[1], photographs=is_random(config.data))
-    trainable = trainable_paths(rules)
-    schedule = make_schedule(config.optim, config.steps)
-    scales = {path: rules.lr_scale(path) for path in trainable}
-    optimizer = make_optimizer(config.optim, schedule, scales)
+    num_classes, ignore_label = _vocabulary(config)
+    rules = SegmentRules(task, ignore_label, photographs=is_random(config.data))
+    scales = {path: rules.lr_scale(path) for path in trainable_paths(rules)}
+    optimizer = make_optimizer(config.optim, config.steps, scales)
     params = abstract_params(lambda: rules.make(Keys(0)))
-    chosen = {path: params[path] for path in trainable}
-    frozen = {path: value for path, value in params.items() if path not in chosen}
-    opt_state = jax.eval_shape(optimizer.init, chosen)
-    place = lambda tree: _placed(tree, fsdp_sharding(tree, mesh))  # noqa: E731
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    state = TrainState(step, place(chosen), place(frozen), place(opt_state))
-    loss = make_loss(rules, config.compute_dtype)
-    train_step = make_train_step(loss, optimizer, schedule, config.seed, config.accumulate)
-    return train_step, state, _abstract_batch(config, task, vocabulary[0], mesh)
+    step = make_train_step(make_loss(rules, config.compute_dtype), optimizer, config)
+    state = abstract_state(params, scales, optimizer, mesh)
+    return step, state, _abstract_batch(config, task, num_classes, mesh)
 
 
-def _vocabulary(config: TrainConfig, task: SegmentConfig) -> tuple[int, int]:
-    """How many classes a step asks for, and the ignore label."""
+def _vocabulary(config: TrainConfig) -> tuple[int, int]:
+    """How many classes the training set has, and its ignore label."""
     name = config.data.name.partition("/")[0]
     if name == OPENSHAPES:
-        total, ignore = len(get_view(config.data.view).only_seen().class_names), IGNORE_LABEL
-    else:
-        vocabulary = get_vocabulary(name)
-        total, ignore = len(vocabulary.texts), vocabulary.ignore_index
-    return total, ignore
+        return len(get_view(config.data.view).only_seen().class_names), IGNORE_LABEL
+    vocabulary = get_vocabulary(name)
+    return len(vocabulary.texts), vocabulary.ignore_index
 
 
 def _abstract_batch(
@@ -298,12 +282,4 @@ def _abstract_batch(
     return Batch(
         examples,
         {"token_ids": array((tokens, jnp.int32), replicated(mesh))},
-    )
-
-
-def _placed(tree: Any, shardings: Any) -> Any:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        tree,
-        shardings,
     )

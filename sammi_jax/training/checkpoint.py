@@ -1,9 +1,8 @@
-"""Training state on disk, by Orbax (v1): written in the background, whole or not at all; the last
-N and the best one are kept.
+"""Training state on disk, by Orbax (v1), written in the background and atomically.
 
-A checkpoint holds what training changes: trainable parameters, optimizer state and the step; the
-order of the data follows from the step. Frozen parameters are read again from where they came
-from, and their digest is compared.
+The last few checkpoints and the best one are kept. A checkpoint holds what training changes:
+trainable parameters, optimizer state and the step; the order of the data follows from the step.
+Frozen parameters are read again from their source, and their digest is compared.
 """
 
 import hashlib
@@ -28,13 +27,13 @@ from sammi_jax.training.state import TrainState
 CHECKPOINTS_FOLDER = "checkpoints"
 DAMAGED_FOLDER = "checkpoints-damaged"
 SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says which is the best
-# What Orbax and tensorstore raise on files that are cut short or gone. A device that is out of
-# memory raises none of them.
+# What Orbax and tensorstore raise where files are truncated or missing, but not where a device is
+# out of memory.
 _UNREADABLE = (ValueError, KeyError, OSError)
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a work folder, ascending; those being written are none."""
+    """Steps of the complete checkpoints in a work folder, ascending."""
     found = (workdir / CHECKPOINTS_FOLDER).glob("*")
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
@@ -42,7 +41,7 @@ def checkpoint_steps(workdir: Path) -> list[int]:
 def read_trained(
     workdir: Path, step: int, trainable: Mapping[str, jax.ShapeDtypeStruct], frozen_digest: str
 ) -> dict[str, Any]:
-    """The trainable parameters of one checkpoint; the folder, whose run may go on, is only read.
+    """The trainable parameters of one checkpoint; the run may be in progress.
 
     Args:
         workdir: of the run.
@@ -63,7 +62,7 @@ def read_trained(
         with context:
             return cast(Any, ocp.load(str(where), {"trainable": dict(trainable)}))["trainable"]
     except (_DamagedError, *_UNREADABLE) as error:
-        raise SammiError(f"{where}: damaged ({one_line(error)}); take another step") from error
+        raise SammiError(f"{where}: damaged ({one_line(error)}); name another step") from error
 
 
 def digest(params: Mapping[str, Any]) -> str:
@@ -82,12 +81,18 @@ class _DamagedError(Exception):
 class Checkpoints:
     """The checkpoints of one run, in ``workdir/checkpoints``.
 
+    Args:
+        workdir: of the run.
+        keep: how many of the latest checkpoints stay; the best one is kept as well.
+        frozen: the frozen parameters by path.
+
     Raises:
-        SammiError: there are some, and every one is damaged.
+        SammiError: there are checkpoints, and every one is damaged.
     """
 
-    def __init__(self, workdir: Path, keep: int):
+    def __init__(self, workdir: Path, keep: int, frozen: Mapping[str, Any]):
         self._directory = workdir.absolute() / CHECKPOINTS_FOLDER
+        self._frozen_digest = digest(frozen)
         self._screen()
         self._checkpointer = ocp.training.Checkpointer(
             str(self._directory),
@@ -100,17 +105,14 @@ class Checkpoints:
         """Steps done at the newest checkpoint; None where there is none."""
         return None if self._checkpointer.latest is None else self._checkpointer.latest.step
 
-    def save(
-        self, state: TrainState, frozen_digest: str, scores: Mapping[str, float] | None = None
-    ) -> None:
-        """Begin to write the state after ``state.step`` steps; the one before it is then complete.
+    def save(self, state: TrainState, scores: Mapping[str, float] | None) -> None:
+        """Begin to write the state in the background, once the save before is complete.
 
         The arrays may be donated as soon as this returns.
 
         Args:
             state: what to write.
-            frozen_digest: of its frozen parameters.
-            scores: numbers of its evaluation, `SCORE` among them, if it was evaluated.
+            scores: numbers of its evaluation, `SCORE` among them; None: it was not evaluated.
 
         Raises:
             SammiError: the save before this one failed.
@@ -124,11 +126,11 @@ class Checkpoints:
             _saved(state),
             force=True,
             metrics=None if scores is None else dict(scores),
-            custom_metadata={"frozen": frozen_digest},
+            custom_metadata={"frozen": self._frozen_digest},
         )
 
     def wait(self) -> None:
-        """Return once what was saved last is complete on disk.
+        """Return once the last save is complete on disk.
 
         Raises:
             SammiError: it could not be written.
@@ -141,11 +143,11 @@ class Checkpoints:
                 f"written ({one_line(error)})"
             ) from error
 
-    def restore(self, state: TrainState, frozen_digest: str) -> TrainState:
+    def restore(self, state: TrainState) -> TrainState:
         """The newest checkpoint that can be read, with shapes and shardings of ``state``.
 
-        A damaged one is passed over with a warning, and moved out of the way: its step will be
-        saved again. Where there is no checkpoint, ``state`` itself.
+        A damaged one is skipped with a warning, and moved to another folder: its step will be saved
+        again. Where there is no checkpoint, ``state`` itself.
 
         Raises:
             SammiError: every checkpoint is damaged, or its parameters or its frozen weights are
@@ -155,7 +157,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in steps:
             try:
-                restored = self._load(step, state, frozen_digest)
+                restored = self._load(step, state)
             except _DamagedError as error:
                 restored, damaged[step] = None, str(error)
             if anywhere(restored is None):
@@ -163,14 +165,14 @@ class Checkpoints:
                 continue
             assert restored is not None
             if damaged:
-                self._pass_over(damaged)
+                self._skip(damaged)
                 self._checkpointer.reload()
             return restored
         if steps:
             raise self._all_damaged(steps)
         return state
 
-    def best(self, state: TrainState, frozen_digest: str) -> TrainState | None:
+    def best(self, state: TrainState) -> TrainState | None:
         """The checkpoint with the best score, as `restore` gives it; None where none has a score.
 
         Raises:
@@ -181,21 +183,21 @@ class Checkpoints:
             return None
         step = max(scored, key=lambda found: (_score(found.metrics), found.step)).step
         try:
-            return self._load(step, state, frozen_digest)
+            return self._load(step, state)
         except _DamagedError as error:
             raise SammiError(
                 f"{self._directory / str(step)}: the best checkpoint is damaged ({error}); delete "
                 "it, and the same command exports the next best"
             ) from error
 
-    def _load(self, step: int, state: TrainState, frozen_digest: str) -> TrainState:
+    def _load(self, step: int, state: TrainState) -> TrainState:
         where = self._directory / str(step)
         abstract = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), _saved(state)
         )
         found = _read_metadata(where)
         _check_shapes(found.metadata, abstract, where)
-        _check_frozen(found, frozen_digest, where)
+        _check_frozen(found, self._frozen_digest, where)
         try:
             saved = self._checkpointer.load(step, abstract)
         except _UNREADABLE as error:
@@ -205,7 +207,7 @@ class Checkpoints:
         return replace(state, step=saved["step"], trainable=saved["trainable"], opt_state=opt_state)
 
     def _screen(self) -> None:
-        """Move away what has no readable metadata: Orbax's own start fails on some of it."""
+        """Move checkpoints without readable metadata away: Orbax cannot start with some of them."""
         steps = checkpoint_steps(self._directory.parent)
         damaged: dict[int, str] = {}
         for step in steps:
@@ -215,16 +217,16 @@ class Checkpoints:
                 damaged[step] = str(error)
         if damaged and len(damaged) == len(steps):
             raise self._all_damaged(steps)
-        self._pass_over(damaged)
+        self._skip(damaged)
 
-    def _pass_over(self, damaged: dict[int, str]) -> None:
+    def _skip(self, damaged: dict[int, str]) -> None:
         """Warn, and move checkpoints to where they do not count among those to keep."""
-        multihost_utils.sync_global_devices("every process has looked at the checkpoints")
+        multihost_utils.sync_global_devices("every process has read the checkpoints")
         folder = self._directory.with_name(DAMAGED_FOLDER)
         for step, reason in damaged.items():
             warnings.warn(
-                f"{self._directory / str(step)}: damaged ({reason}); passed over for the one "
-                f"before it and moved to {folder}",
+                f"{self._directory / str(step)}: damaged ({reason}); it was moved to "
+                f"{folder}, and the one before it is used",
                 stacklevel=4,
             )
             if jax.process_index() == 0:
@@ -236,12 +238,12 @@ class Checkpoints:
     def _all_damaged(self, steps: list[int]) -> SammiError:
         return SammiError(
             f"{self._directory}: every checkpoint is damaged (steps "
-            f"{', '.join(map(str, sorted(steps)))}); put one back from a copy, or delete the "
+            f"{', '.join(map(str, sorted(steps)))}); restore one from a copy, or delete the "
             "folder to start again"
         )
 
     def close(self) -> None:
-        """Wait for what is being written and release Orbax's threads."""
+        """Wait until the last save is complete, and end Orbax's threads."""
         self._checkpointer.close()
 
 
@@ -256,23 +258,23 @@ def _keep(latest: int) -> Any:
 
 
 def _read_metadata(where: Path) -> Any:
-    """Orbax's metadata of a checkpoint, in which damage shows as gaps or as an exception."""
+    """Orbax's metadata of a checkpoint; of a damaged one it lacks parts, or cannot be read."""
     try:
         found = ocp.metadata(str(where))
     except _UNREADABLE as error:
         raise _DamagedError(one_line(error)) from error
     if not found.metadata or not found.custom_metadata:
-        raise _DamagedError("its metadata has gaps")
+        raise _DamagedError("its metadata is incomplete")
     return found
 
 
 def _check_frozen(found: Any, frozen_digest: str, where: Path) -> None:
     if found.custom_metadata != {"frozen": frozen_digest}:
-        raise SammiError(f"{where}: was trained with other frozen weights than the config names")
+        raise SammiError(f"{where}: was trained with other frozen weights than the configuration's")
 
 
 def _check_shapes(found: Any, expected: Any, where: Path) -> None:
-    """Compare before loading: Orbax's own message on a mismatch is pages long."""
+    """Compare shapes before loading: Orbax's own message on a mismatch is pages long."""
     old = {name: tuple(leaf.shape) for name, leaf in _named(found).items()}
     new = {name: tuple(leaf.shape) for name, leaf in _named(expected).items()}
     wrong = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))

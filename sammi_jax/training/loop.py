@@ -1,30 +1,31 @@
 """The training loop: new or resumed state, steps, log, checkpoints, and the model at the end.
 
-Order within a step: train, look at the losses so far, log, evaluate, save; a state that may be bad
-is never saved. docs/training.md says what a run does when it is stopped.
+Within a step the order is: train, check the losses so far, log, evaluate, save; so a state with a
+bad loss is never saved. docs/training.md says what happens to a run that is stopped.
 """
 
+from collections.abc import Generator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import jax
-import optax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
 from sammi_jax.config.experiment import TrainConfig
 from sammi_jax.config.files import save_config
-from sammi_jax.data.input.loader import prefetch
+from sammi_jax.data.input.prefetch import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import draw_curves
 from sammi_jax.parallel.batch import Batch, check_batch_size, fetch, put_batch
 from sammi_jax.parallel.job import Preemption, anywhere
 from sammi_jax.parallel.mesh import make_mesh, replicated
 from sammi_jax.parallel.run import PreemptedError
-from sammi_jax.training.checkpoint import Checkpoints, digest
+from sammi_jax.training.checkpoint import Checkpoints
 from sammi_jax.training.flops import count_flops
 from sammi_jax.training.guard import Guard
-from sammi_jax.training.metrics_log import LOG_FILE, Log, rate_factors, read_log
-from sammi_jax.training.optim import make_optimizer, make_schedule
+from sammi_jax.training.metrics_log import LOG_FILE, Log, read_log
+from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.profile import Profile
 from sammi_jax.training.state import (
     Metrics,
@@ -55,22 +56,15 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
             damaged, or the loss exploded.
         PreemptedError: SIGTERM came; the state is saved.
     """
-    mesh = make_mesh(config.mesh)
-    check_batch_size(config.batch_size, mesh, config.accumulate)
-    schedule = make_schedule(config.optim, config.steps)
+    run = _Run(task, config, workdir)
     _claim(workdir, config)
-    with Preemption() as preemption:
-        checkpoints = Checkpoints(workdir, config.keep)
-        finished = checkpoints.latest_step == config.steps
-        try:
-            with jax.set_mesh(mesh):
-                validation = Validation(task, config, mesh, workdir)
-                run = _Run(
-                    task, config, schedule, mesh, workdir, checkpoints, validation, preemption
-                )
-                last, best = run.last(), run.best()
-        finally:
-            checkpoints.close()  # whatever ends the run, what is being saved is completed
+    with jax.set_mesh(run.mesh), Preemption() as preemption:
+        validation = Validation(task, config, run.mesh, workdir)
+        state = run.new_state()
+        with closing(Checkpoints(workdir, config.keep, state.frozen)) as checkpoints:
+            finished = checkpoints.latest_step == config.steps
+            last = run.to_end(checkpoints.restore(state), validation, checkpoints, preemption)
+            best = checkpoints.best(last) if config.validation else None
         if jax.process_index() == 0 and not finished:
             draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
         for name, state in ((MODEL_FOLDER, last), (BEST_FOLDER, best)):
@@ -81,130 +75,114 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
 
 
 def _claim(workdir: Path, config: TrainConfig) -> None:
-    """Process 0 writes or compares the folder's configuration, and all hear of its refusal."""
-    refusal = None
+    """Write or compare the folder's configuration in process 0; all raise where that fails."""
+    problem = None
     if jax.process_index() == 0:
         try:
             save_config(config, workdir)
         except SammiError as error:
-            refusal = error
-    if anywhere(refusal is not None):
-        raise refusal or SammiError(f"{workdir}: refused by process 0, whose message says why")
+            problem = error
+    if anywhere(problem is not None):
+        raise problem or SammiError(f"{workdir}: cannot be used; the message of process 0 says why")
 
 
 def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
-    """Write a model folder; ``keep``: not where there is one."""
+    """Write a model folder; with ``keep`` only where there is none."""
     params = {path: fetch(value) for path, value in state.params.items()}
     if jax.process_index() == 0 and not (keep and folder.exists()):
         task.export(params, folder)
 
 
 class _Run:
-    """One run of training: the state, the step, and everything around it."""
+    """One run of training.
 
-    def __init__(
+    Attributes:
+        mesh: the devices.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, workdir: Path):
+        self._task, self._config, self._workdir = task, config, workdir
+        self.mesh = make_mesh(config.mesh)
+        check_batch_size(config.batch_size, self.mesh, config.accumulate)
+        self._lr_scales = {path: task.lr_scale(path) for path in trainable_paths(task)}
+        self._optimizer = make_optimizer(config.optim, config.steps, self._lr_scales)
+
+    def new_state(self) -> TrainState:
+        """The state at step 0."""
+        params = self._task.initial_params(self._config.seed)
+        return new_state(params, self._lr_scales, self._optimizer, self.mesh)
+
+    def to_end(
         self,
-        task: Task,
-        config: TrainConfig,
-        schedule: optax.Schedule,
-        mesh: Mesh,
-        workdir: Path,
-        checkpoints: Checkpoints,
+        state: TrainState,
         validation: Validation,
+        checkpoints: Checkpoints,
         preemption: Preemption,
-    ):
-        self._task, self._config, self._mesh, self._workdir = task, config, mesh, workdir
-        self._checkpoints, self._validation = checkpoints, validation
-        self._schedule, self._preemption = schedule, preemption
-        trainable = trainable_paths(task)
-        self._scales = {path: task.lr_scale(path) for path in trainable}
-        self._optimizer = make_optimizer(config.optim, self._schedule, self._scales)
-        state = new_state(task, trainable, self._optimizer, config.seed, mesh)
-        self._frozen_digest = digest(state.frozen)
-        self._state = checkpoints.restore(state, self._frozen_digest)
+    ) -> TrainState:
+        """Train and save; the state after the last step, once all is saved."""
+        config, start, guard = self._config, int(state.step), Guard(self._config)
+        with (
+            closing(Log(self._workdir, start, config, self._lr_scales)) as log,
+            closing(self._steps(state, log)) as steps,
+        ):
+            log.say(describe(state))
+            for number, state, metrics in steps:
+                guard.add(number, metrics)
+                last = number == config.steps
+                stop = preemption.reached(number) and not last
+                save = number % config.checkpoint_every == 0 or last or stop
+                if not (save or number == start + 1 or number % config.log_every == 0):
+                    continue
+                guard.check()
+                log.write(number, jax.device_get(metrics))
+                if save:
+                    scores = None
+                    if validation.due(number) and not stop:
+                        scores = validation(state.params, number)
+                        log.add(number, scores)
+                    checkpoints.save(state, scores)
+                if stop:
+                    raise PreemptedError(
+                        f"asked to end (SIGTERM) after step {number} of {config.steps}; the state "
+                        "is saved, and the same command resumes from there"
+                    )
+        checkpoints.wait()
+        return state
 
-    def last(self) -> TrainState:
-        """The state after the last step; everything is saved."""
-        log = Log(
-            self._workdir,
-            int(self._state.step),
-            self._config,
-            rate_factors(self._config.optim, self._scales),
-        )
-        try:
-            log.say(describe(self._state))
-            self._steps(log)
-        finally:
-            log.close()
-        self._checkpoints.wait()
-        return self._state
+    def _steps(self, state: TrainState, log: Log) -> Generator[tuple[int, TrainState, Metrics]]:
+        """Each step's number, the state after it (which the next step donates) and its metrics."""
+        start, steps = int(state.step), self._config.steps
+        program: Step | None = None
+        with (
+            closing(self._task.batches(start)) as made,
+            closing(
+                prefetch(put_batch(batch, self.mesh) for batch in islice(made, steps - start))
+            ) as batches,
+            closing(Profile(self._workdir / "profile", self._config.profile_steps)) as profile,
+        ):
+            for number, batch in enumerate(log.waiting(batches), start + 1):
+                profile.before(number)
+                program = program or self._compile(state, batch, log)
+                state, metrics = program(state, batch)
+                profile.after(number, metrics)
+                yield number, state, metrics
 
-    def best(self) -> TrainState | None:
-        """The state with the best validation; None where there was none."""
-        if not self._config.validation:
-            return None
-        return self._checkpoints.best(self._state, self._frozen_digest)
-
-    def _step(self, task: Rules) -> Step:
-        loss = make_loss(task, self._config.compute_dtype)
-        config = self._config
-        return make_train_step(
-            loss, self._optimizer, self._schedule, config.seed, config.accumulate
-        )
-
-    def _compile(self, batch: Batch, log: Log) -> Step:
+    def _compile(self, state: TrainState, batch: Batch, log: Log) -> Step:
         """The step for arguments of these shapes and shardings.
 
         Compiled by hand: called as it is, jit compiles again for its own output.
         """
         if log.wants_flops:
-            log.flops = count_flops(self._step(self._task.without_remat()), self._state, batch)
-        shardings = jax.tree.map(lambda array: array.sharding, self._state)
-        # The frozen part passes through: donating it too lets XLA alias it instead of copying it.
+            log.flops = count_flops(self._step(self._task.without_remat()), state, batch)
+        shardings = jax.tree.map(lambda array: array.sharding, state)
+        # The frozen part is returned as it came: where it is donated as well, XLA does not copy it.
         jitted = jax.jit(
             self._step(self._task),
             donate_argnums=0,
-            out_shardings=(shardings, replicated(self._mesh)),
+            out_shardings=(shardings, replicated(self.mesh)),
         )
-        return jitted.lower(self._state, batch).compile()
+        return jitted.lower(state, batch).compile()
 
-    def _steps(self, log: Log) -> None:
-        config, start = self._config, int(self._state.step)
-        program: Step | None = None
-        guard, profile = Guard(config), Profile(self._workdir / "profile", config.profile_steps)
-        made = self._task.batches(start)
-        batches = prefetch(lambda _: put_batch(next(made), self._mesh), range(start, config.steps))
-        try:
-            for number, batch in enumerate(log.waiting(batches), start + 1):
-                profile.before(number)
-                program = program or self._compile(batch, log)
-                self._state, metrics = program(self._state, batch)
-                profile.after(number, metrics)
-                guard.add(number, metrics)
-                self._after(number, metrics, guard, log, first=number == start + 1)
-        finally:
-            profile.close()
-            batches.close()
-            made.close()
-
-    def _after(self, number: int, metrics: Metrics, guard: Guard, log: Log, *, first: bool) -> None:
-        """What is due after a step: log, evaluation, checkpoint, the end that was asked for."""
-        config = self._config
-        last = number == config.steps
-        stop = self._preemption.reached(number) and not last
-        saved = number % config.checkpoint_every == 0 or last or stop
-        if not (saved or first or number % config.log_every == 0):
-            return
-        guard.check()
-        log.write(number, jax.device_get(metrics))
-        if saved:
-            scores = None
-            if self._validation.due(number) and not stop:
-                scores = self._validation(self._state.params, number)
-                log.add(number, scores)
-            self._checkpoints.save(self._state, self._frozen_digest, scores)
-        if stop:
-            raise PreemptedError(
-                f"asked to end (SIGTERM) after step {number} of {config.steps}; the state is "
-                "saved, and the same command goes on from there"
-            )
+    def _step(self, rules: Rules) -> Step:
+        loss = make_loss(rules, self._config.compute_dtype)
+        return make_train_step(loss, self._optimizer, self._config)

@@ -1,5 +1,4 @@
-"""What one sees of a training run: progress bar, ``log.jsonl``, TensorBoard, a profile; and the
-guard that ends a run whose loss is not finite or explodes.
+"""The log of a training run: progress bar, ``log.jsonl`` and TensorBoard.
 
 In a job of several processes only process 0 writes.
 """
@@ -25,8 +24,8 @@ T = TypeVar("T")
 LOG_FILE = "log.jsonl"
 
 
-def rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
-    """Factors of the learning rate by group, named as in the log; empty where all are 1."""
+def _rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
+    """Factors of the learning rate by their names in the log; empty where all are 1."""
     factors = {f"learning_rate_x{scale:g}": scale for scale in scales.values() if scale != 1.0}
     if config.muon_ratio is not None:
         factors["learning_rate_muon"] = config.muon_ratio
@@ -34,7 +33,7 @@ def rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, 
 
 
 def read_log(file: Path) -> list[dict[str, Any]]:
-    """The records of a ``log.jsonl``; a line that a killed run left unfinished is none."""
+    """The records of a ``log.jsonl``, without a last line that a killed run left unfinished."""
     records = []
     if file.is_file():
         for line in file.read_text().splitlines():
@@ -44,16 +43,24 @@ def read_log(file: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """Progress bar, ``log.jsonl`` and TensorBoard; records beyond the step resumed from go.
+    """Progress bar, ``log.jsonl`` and TensorBoard.
+
+    Args:
+        workdir: for the files. Records of steps after ``start`` are removed.
+        start: the step that the run starts or resumes from.
+        config: of the run.
+        lr_scales: factor of the learning rate of every trainable parameter, by path.
 
     Attributes:
-        flops: of one step over all devices, for the MFU; None: there is none.
+        flops: of one step over all devices, for the MFU; None: no MFU.
 
     Raises:
         SammiError: TensorBoard is asked for and its writer is not installed.
     """
 
-    def __init__(self, workdir: Path, start: int, config: TrainConfig, factors: dict[str, float]):
+    def __init__(
+        self, workdir: Path, start: int, config: TrainConfig, lr_scales: Mapping[str, float]
+    ):
         self._main = jax.process_index() == 0
         self._file, self._board = None, None
         if self._main:
@@ -61,7 +68,7 @@ class Log:
             if config.tensorboard:
                 self._board = _open_tensorboard(workdir / "tensorboard", start)
         self._batch_size = config.batch_size
-        self._factors = factors
+        self._factors = _rate_factors(config.optim, lr_scales)
         self.flops: float | None = None
         self._bar = tqdm(
             total=config.steps,
@@ -76,19 +83,19 @@ class Log:
 
     @property
     def wants_flops(self) -> bool:
-        """Whether there is a peak to compare with: that of this device is known."""
+        """Whether the MFU can be computed: the peak of this device is known."""
         return peak_flops() is not None
 
     def _restart(self) -> None:
         self._began, self._waited = time.perf_counter(), 0.0
 
     def say(self, line: str) -> None:
-        """A line above the bar."""
+        """Print a line above the bar."""
         if self._main:
             tqdm.write(line)
 
     def waiting(self, batches: Iterable[T]) -> Iterator[T]:
-        """The batches; how long each let the loop wait is recorded."""
+        """The same batches; how long the loop waits for each is recorded."""
         iterator = iter(batches)
         while True:
             began = time.perf_counter()
@@ -112,14 +119,14 @@ class Log:
         if self.flops is not None and peak is not None:
             values["mfu"] = self.flops * steps / (seconds * peak * jax.device_count())
             text += f", MFU {values['mfu']:.1%}"
-        # tqdm's own fields say the steps per second and the time left
+        # tqdm's own fields show the steps per second and the time left.
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(steps)
         self._step = step
         self.add(step, values)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """Record more numbers of a step. The time since `write` does not count as training."""
+        """Record more numbers of a step. The time since `write` is not counted as training."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -154,7 +161,7 @@ def _open_tensorboard(folder: Path, start: int) -> Any:
 
 
 def peak_memory() -> int:
-    """Most bytes in use so far: of the first local device, or of the process where none says."""
+    """The most bytes in use so far: of the first local device; of the process on the CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     in_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return stats.get("peak_bytes_in_use", 1024 * in_kib)

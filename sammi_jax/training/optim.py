@@ -1,8 +1,7 @@
 """AdamW (or Muon for matrices) in groups, over the trainable parameters only.
 
-Frozen parameters never enter: partitioning everything and zeroing most of it costs twice the
-work and gives a wrong gradient norm. Rules: CAT-Seg's
-(docs/catseg.md part e).
+Frozen parameters are left out: to give their updates the value zero would double the work, and the
+gradient norm would be wrong. Groups are those of CAT-Seg (docs/catseg.md part e).
 """
 
 from collections.abc import Hashable, Mapping
@@ -15,9 +14,8 @@ import optax.contrib
 from sammi_jax.config.experiment import OptimConfig
 from sammi_jax.errors import SammiError
 
-# Muon's Newton-Schulz coefficients and number of steps (Keller Jordan's). Given for every step:
-# optax then runs a loop, where its default writes every step out, and 60 matrices take 15 s more
-# to compile.
+# Muon's Newton-Schulz coefficients (Keller Jordan's), given for each of the five steps: optax then
+# runs a loop, where its default unrolls the steps, and 60 matrices take 15 s more to compile.
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5
 
 
@@ -29,8 +27,8 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """
     if config.warmup_steps >= steps:
         raise SammiError(
-            f"steps={steps} ends before optim.warmup_steps={config.warmup_steps} are over: give "
-            "more steps or fewer of warm-up"
+            f"steps={steps} is not above optim.warmup_steps={config.warmup_steps}: give more steps "
+            "or a shorter warm-up"
         )
     if config.warmup_steps == 0:
         return optax.cosine_decay_schedule(config.peak_lr, steps)
@@ -38,20 +36,24 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def is_norm(path: str, paths: Mapping[str, Any]) -> bool:
-    """Whether a parameter belongs to a normalization layer: it or its neighbor is a ``scale``."""
+    """Whether a parameter belongs to a normalization layer: one that has a ``scale``."""
     return path.rpartition("/")[0] + "/scale" in paths
 
 
 def make_optimizer(
-    config: OptimConfig, schedule: optax.Schedule, lr_scales: Mapping[str, float]
+    config: OptimConfig, steps: int, lr_scales: Mapping[str, float]
 ) -> optax.GradientTransformation:
     """Global-norm clipping, then AdamW with one group for each learning rate and decay.
 
     Args:
-        config: decay, clipping and moments.
-        schedule: the learning rate of a parameter whose scale is 1.
+        config: learning rate, decay, clipping and moments.
+        steps: of the whole training.
         lr_scales: factor of the learning rate of every trainable parameter, by path.
+
+    Raises:
+        SammiError: the warm-up leaves no step.
     """
+    schedule = make_schedule(config, steps)
     groups = {
         path: (scale, 0.0 if is_norm(path, lr_scales) else config.weight_decay)
         for path, scale in lr_scales.items()
@@ -87,9 +89,9 @@ def _rule(
 
 
 def _matrix_axes(params: Any) -> Any:
-    """Which axes of each parameter are a matrix's (Muon), None for what is none (AdamW).
+    """The matrix axes of each parameter that Muon updates; None for those of AdamW.
 
-    A three-dimensional kernel is a `Stack`'s: its first axis counts the layers.
+    A three-dimensional kernel belongs to a `Stack`: its first axis counts the layers.
     """
 
     def axes(path: Any, value: Any) -> optax.contrib.MuonDimensionNumbers | None:

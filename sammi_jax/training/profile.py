@@ -20,19 +20,19 @@ class Profile:
         self._first, self._last = steps or (0, 0)
 
     def before(self, step: int) -> None:
-        """Begin, where this is the first step of the window."""
+        """Start the profile, where this is the first step of the window."""
         if step == self._first:
             jax.profiler.start_trace(str(self._folder))
             self._running = True
 
     def after(self, step: int, metrics: Metrics) -> None:
-        """End, where this is the last step of the window, once the device is done with it."""
+        """Write the profile, where this is the last step of the window, once that is computed."""
         if self._running and step == self._last:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
-        """Write what there is, where the run ends inside the window."""
+        """Write the profile, where the run ends within the window."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

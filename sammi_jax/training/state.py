@@ -1,6 +1,6 @@
-"""The training state and the one pure step that moves it."""
+"""The training state and the pure function that makes a step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,13 @@ from einops import rearrange
 from flax import nnx
 from jax.sharding import Mesh
 
+from sammi_jax.config.experiment import TrainConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
 from sammi_jax.parallel.batch import Batch
-from sammi_jax.parallel.mesh import fsdp_sharding, replicated
-from sammi_jax.training.task import Rules, Task
+from sammi_jax.parallel.mesh import fsdp_sharding
+from sammi_jax.training.optim import make_schedule
+from sammi_jax.training.task import Rules
 from sammi_jax.weights.params import build
 
 Params = dict[str, jax.Array]
@@ -27,7 +29,7 @@ Gradient = Callable[[Params, Batch, jax.Array], tuple[tuple[jax.Array, Metrics],
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that changes in training, and the frozen parameters beside it.
+    """Everything that training changes, and the frozen parameters.
 
     Attributes:
         step: steps done, int32.
@@ -51,7 +53,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def describe(state: TrainState) -> str:
-    """One line: how many parameters train and are frozen, and what the optimizer remembers."""
+    """One line: the numbers of trainable and frozen parameters, and the optimizer state's size."""
     count = lambda tree: sum(x.size for x in jax.tree.leaves(tree)) / 1e6  # noqa: E731
     remembered = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.opt_state))
     return (
@@ -61,11 +63,7 @@ def describe(state: TrainState) -> str:
 
 
 def make_train_step(
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    seed: int,
-    accumulate: int = 1,
+    loss: Loss, optimizer: optax.GradientTransformation, config: TrainConfig
 ) -> Step:
     """The step ``(state, batch) -> (state, metrics)``; its randomness depends on (seed, step) only.
 
@@ -75,18 +73,17 @@ def make_train_step(
     Args:
         loss: of all parameters, a batch and a key.
         optimizer: over the trainable parameters.
-        schedule: the learning rate, for the metrics.
-        seed: of the step's key.
-        accumulate: equal parts of the batch that are worked off one after the other.
+        config: seed, schedule, and the number of parts over which gradients are accumulated.
     """
+    schedule = make_schedule(config.optim, config.steps)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def loss_of(trainable: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
             return loss({**state.frozen, **trainable}, batch, key)
 
-        gradient = _accumulated(jax.value_and_grad(loss_of, has_aux=True), accumulate)
+        gradient = _accumulated(jax.value_and_grad(loss_of, has_aux=True), config.accumulate)
         (value, metrics), grads = gradient(state.trainable, batch, key)
         with jax.named_scope("optimizer"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
@@ -106,7 +103,7 @@ def make_train_step(
 def _accumulated(gradient: Gradient, parts: int) -> Gradient:
     """The mean of ``gradient`` (and of loss and metrics) over ``parts`` of the batch.
 
-    Example i goes to part i % parts: each device keeps the examples that it has.
+    Example i belongs to part i % parts, so that no example moves to another device.
     """
     if parts == 1:
         return gradient
@@ -133,40 +130,80 @@ def _accumulated(gradient: Gradient, parts: int) -> Gradient:
     return mean
 
 
-def trainable_paths(task: Rules) -> list[str]:
-    """Paths of the parameters that train, in the model's order."""
-    abstract = nnx.eval_shape(lambda: task.make(Keys(0)))
+def make_loss(rules: Rules, dtype: str) -> Loss:
+    """``f(params, batch, key)``: the loss of the model that is built from ``params``.
+
+    Args:
+        rules: the model and its loss.
+        dtype: what the model's products compute in.
+    """
+
+    def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        return rules.loss(build(lambda: rules.make(Keys(0)), params, dtype), batch, key)
+
+    return loss
+
+
+def trainable_paths(rules: Rules) -> list[str]:
+    """Paths of the parameters that train, in the model's order.
+
+    Raises:
+        SammiError: there are none.
+    """
+    abstract = nnx.eval_shape(lambda: rules.make(Keys(0)))
     paths = [
         "/".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(abstract, nnx.Param))
     ]
-    chosen = [path for path in paths if task.is_trainable(path)]
+    chosen = [path for path in paths if rules.is_trainable(path)]
     if not chosen:
         raise SammiError("nothing trains: the task leaves no parameter trainable")
     return chosen
 
 
-def new_state(
-    task: Task,
-    trainable: list[str],
+def abstract_state(
+    params: Mapping[str, Any],
+    trainable: Collection[str],
     optimizer: optax.GradientTransformation,
-    seed: int,
     mesh: Mesh,
 ) -> TrainState:
-    """The state at step 0, placed on the mesh."""
-    params = task.initial_params(seed)
-    params = jax.device_put(params, fsdp_sharding(params, mesh))
-    chosen = {path: params[path] for path in trainable}
-    frozen = {path: value for path, value in params.items() if path not in chosen}
-    shardings = fsdp_sharding(jax.eval_shape(optimizer.init, chosen), mesh)
-    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(chosen)
-    step = jax.device_put(jnp.zeros((), jnp.int32), replicated(mesh))
+    """The shapes of the state, with their shardings; nothing is allocated.
+
+    Args:
+        params: all parameters by path; shapes are enough.
+        trainable: paths of those that train.
+        optimizer: over these.
+        mesh: the devices, which may be described only.
+    """
+
+    def initial(params: Mapping[str, jax.Array]) -> TrainState:
+        chosen, frozen = _split(params, trainable)
+        return TrainState(jnp.zeros((), jnp.int32), chosen, frozen, optimizer.init(chosen))
+
+    shapes = jax.eval_shape(initial, dict(params))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        fsdp_sharding(shapes, mesh),
+    )
+
+
+def new_state(
+    params: Mapping[str, Any],
+    trainable: Collection[str],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> TrainState:
+    """The state at step 0, on the devices of the mesh; arguments as of `abstract_state`."""
+    abstract = abstract_state(params, trainable, optimizer, mesh)
+    placed = jax.tree.map(lambda x: x.sharding, abstract)
+    chosen, frozen = _split(params, trainable)
+    chosen, frozen = jax.device_put((chosen, frozen), (placed.trainable, placed.frozen))
+    opt_state = jax.jit(optimizer.init, out_shardings=placed.opt_state)(chosen)
+    step = jax.device_put(jnp.zeros((), jnp.int32), placed.step)
     return TrainState(step, chosen, frozen, opt_state)
 
 
-def make_loss(rules: Rules, dtype: str) -> Any:
-    """``f(params, batch, key)``: the loss of the model that is built from ``params``."""
-
-    def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> Any:
-        return rules.loss(build(lambda: rules.make(Keys(0)), params, dtype), batch, key)
-
-    return loss
+def _split(params: Mapping[str, Any], trainable: Collection[str]) -> tuple[Params, Params]:
+    """The parameters that train, and the others."""
+    chosen = {path: params[path] for path in trainable}
+    return chosen, {path: value for path, value in params.items() if path not in chosen}

@@ -1,8 +1,8 @@
 """What the training loop asks of a task. The loop knows nothing else about models or data."""
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -53,16 +53,17 @@ class Task(Rules[M]):
         return flat_params(self.make(Keys(seed)))
 
     @abstractmethod
-    def batch(self, step: int) -> Batch:
-        """This process's share of a step's batch, as numpy arrays.
+    def batches(self, start: int) -> Generator[Batch]:
+        """This process's shares of the batches from step ``start`` on, as numpy arrays, endlessly.
 
-        A function of the configuration and the step alone.
+        What the batch of a step holds follows from the configuration and the step alone. Closing
+        the generator ends what makes batches.
         """
 
-    def batches(self, start: int) -> Generator[Batch]:
-        """The batches from a step on, without end; closing the iterator ends what makes them."""
-        for step in itertools.count(start):
-            yield self.batch(step)
+    def batch(self, step: int) -> Batch:
+        """This process's share of one step's batch."""
+        with closing(self.batches(step)) as made:
+            return next(made)
 
     def predictor(self, params: Mapping[str, Any]) -> Any:
         """The model with these parameters, as `evaluation.evaluator` wants it.

@@ -1,1 +1,1 @@
-"""Batches for training: order, augmentation, reading ahead."""
+"""Batches for training: order, augmentation, prefetching."""

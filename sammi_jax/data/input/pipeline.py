@@ -1,18 +1,18 @@
-"""Labeled pictures as training batches, by Grain: any step's batch can be made for itself.
+"""Training batches, by Grain: the batch of any step can be made without those before it.
 
-The order is one permutation an epoch, drawn from the seed; the augmentation of a picture follows
-from its place in that order. Processes share each batch between them. So the step number is the
-whole state: a resume goes on with the very next example under any number of workers, threads or
-processes.
+The order is one permutation an epoch, drawn from the seed; the augmentation of an image follows
+from its place in that order. The processes of a job share each batch between them, and each makes
+its own share only. So the step number is the whole state: a run resumes with the very next example
+under any number of processes, worker processes or threads.
 """
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import grain
 from absl import flags
 
-from sammi_jax.typing import NpArray
+from sammi_jax.typing import Int, NpArray
 
 _THREADS = 4  # Pillow decodes without Python's lock
 _BATCHES_AHEAD = 4
@@ -43,13 +43,47 @@ def batch_stream(
             examples = examples.random_map(transform)
         else:
             examples = examples.map(transform)
-    # Shares are cut from the finished stream: what an example looks like is the same in each.
-    share = examples[process::num_processes]
-    return share.batch(batch_size // num_processes, drop_remainder=True)
+    return _shares(examples, batch_size, process, num_processes)
+
+
+def drawn_stream(
+    draw: Callable[[Int[NpArray, " b"]], dict[str, NpArray]],
+    num_examples: int,
+    *,
+    batch_size: int,
+    seed: int,
+    process: int = 0,
+    num_processes: int = 1,
+) -> grain.MapDataset:
+    """As `batch_stream`, of examples that are computed from their indices, a share at a time.
+
+    Grain's own work for each example of a source is a fifth of what drawing a caption costs.
+
+    Args:
+        draw: the examples of these indices, stacked.
+        num_examples: indices are below this.
+        batch_size: over all processes.
+        seed: of the order.
+        process: which share.
+        num_processes: how many shares; divides ``batch_size``.
+    """
+    indices = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+    return _shares(indices, batch_size, process, num_processes).map(draw)
+
+
+def _shares(
+    examples: grain.MapDataset, batch_size: int, process: int, num_processes: int
+) -> grain.MapDataset:
+    """One process's consecutive part of each batch: together the parts are the batch, in order."""
+    parts = examples.batch(batch_size // num_processes, drop_remainder=True)
+    return parts[process::num_processes]
 
 
 def in_order(source: Any, transforms: list[Any], batch_size: int) -> grain.MapDataset:
-    """Every example once, by its index; the last batch may be short. No transform is random."""
+    """Every example once, in the source's order; the last batch may be short.
+
+    No transform may be random.
+    """
     examples = grain.MapDataset.source(source)
     for transform in transforms:
         examples = examples.map(transform)
@@ -57,7 +91,7 @@ def in_order(source: Any, transforms: list[Any], batch_size: int) -> grain.MapDa
 
 
 def iterate(batches: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, NpArray]]:
-    """Batches from ``start`` on, made ahead by threads, or by worker processes (0: none)."""
+    """Batches from ``start`` on, made ahead by ``workers`` processes, or with 0 by threads."""
     ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
     stream = batches[start:].to_iter_dataset(ahead)
     if workers:

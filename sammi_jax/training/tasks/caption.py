@@ -5,8 +5,6 @@ A CLIP that learns from its class token alone has useless dense features when it
 patches, so that every caption must be found somewhere in the image.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +15,31 @@ from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config.experiment import CaptionConfig, TrainConfig
-from sammi_jax.config.model import ClipConfig
 from sammi_jax.data import openshapes
-from sammi_jax.data.input.loader import batch_indices
+from sammi_jax.data.input.pipeline import drawn_stream
 from sammi_jax.models.clip import Clip
 from sammi_jax.ops.clip_image import CLIP_MEAN, CLIP_STD
-from sammi_jax.parallel.batch import Batch, local_share
+from sammi_jax.parallel.batch import Batch
 from sammi_jax.text.tokenizer import Tokenizer
-from sammi_jax.training.task import Task
-from sammi_jax.typing import Array, Bool, Float
-from sammi_jax.weights.model_folder import read_model, write_model
+from sammi_jax.training.tasks.stream import StreamTask, this_share
+from sammi_jax.typing import Array, Bool, Float, Int, NpArray
+from sammi_jax.weights.model_folder import write_model
 
 MAX_LOGIT_SCALE = float(np.log(100.0))  # CLIP's own bound (arXiv 2103.00020, section 2.5)
+IMAGE_WEIGHT = 0.4  # of the usual loss on the class token
+DENSE_WEIGHT = 0.5  # of the pooled dense loss
+DENSE_SCALE = 12.0  # inverse temperature of a patch's cosine in the pooled score
 
 
 def contrastive_loss(
     scores: Float[Array, "b n"], own: Bool[Array, "b n"], true: Bool[Array, "b n"]
 ) -> Float[Array, ""]:
-    """InfoNCE both ways; an image may own several texts, and true pairs are never negatives.
+    """InfoNCE both ways; an image may have several captions, and true pairs are never negatives.
 
     Args:
         scores: of every image with every text, scaled.
         own: the text is this image's caption: a positive.
-        true: the text is true of the image (all owned ones are): not a negative.
+        true: the text is true of the image, as all its captions are: not a negative.
     """
     negatives = jnp.where(true, -jnp.inf, scores)
     losses = 0.0
@@ -86,69 +86,59 @@ def pooled_scores(
     return (jax.nn.logsumexp(scale * cosine, axis=1) - jnp.log(dense.shape[1])) / scale
 
 
-class CaptionTask(Task[Clip]):
+class CaptionTask(StreamTask[Clip]):
     """A CLIP on OpenShapes captions (single-object images, object and ground captioned)."""
 
     def __init__(self, config: TrainConfig, task: CaptionConfig):
-        self._config, self._task = config, task
+        self._config, self._model_config = config, task.model
         self._tokenizer = Tokenizer(openshapes.build_tokenizer())
-        self._tokens = lru_cache(maxsize=None)(self._tokenize)
-
-    def _tokenize(self, text: str) -> np.ndarray:
-        return self._tokenizer([text], self._model_config.text.context_length)[0]
-
-    @property
-    def _model_config(self) -> ClipConfig:
-        return self._task.model
+        self._token_ids: dict[str, NpArray] = {}  # of the captions so far, which are few
+        stream = drawn_stream(self.draw, openshapes.NUM_EXAMPLES["train"], **this_share(config))
+        super().__init__(stream, config.data.workers)
 
     def make(self, rngs: nnx.Rngs) -> Clip:
         """A fresh CLIP."""
         return Clip(self._model_config, rngs=rngs)
 
-    def initial_params(self, seed: int) -> dict[str, Any]:
-        """Fresh, or those of the folder ``task.init``."""
-        if self._task.init is None:
-            return super().initial_params(seed)
-        return read_model(self._task.init, ["clip"]).params
+    def draw(self, indices: Int[NpArray, " b"]) -> dict[str, NpArray]:
+        """Images, and of their two captions each the token ids and the attributes.
 
-    def batch(self, step: int) -> Batch:
-        """Images, the token ids of their captions, and which captions are true of which image."""
+        ``named`` are the attributes that a caption names, ``attributes`` all the true ones
+        (`sammi_jax.data.openshapes.captions`).
+        """
         config = self._config
-        indices = batch_indices(
-            step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed
-        )
         drawn = openshapes.caption_batch(indices, seed=config.seed, regime=config.data.regime)
-        named = rearrange(drawn.named, "b r a -> (b r) a")
-        true = openshapes.captions_true_of(drawn.attributes, named)
-        ids = self._token_rows(drawn.captions)
-        whole = Batch(
-            {
-                "images": drawn.image,
-                "token_ids": rearrange(ids, "(b r) l -> b r l", r=2),
-                "true": rearrange(true, "b (c r) -> b c r", r=2),
-            }
-        )
-        return local_share(whole)
+        token_ids = np.stack([self._tokenize(text) for text in drawn.captions])
+        return {
+            "images": drawn.image,
+            "token_ids": rearrange(token_ids, "(b r) l -> b r l", r=2),
+            "named": drawn.named,
+            "attributes": drawn.attributes,
+        }
 
-    def _token_rows(self, texts: Sequence[str]) -> np.ndarray:
-        return np.stack([self._tokens(text) for text in texts])
+    def _tokenize(self, text: str) -> Int[NpArray, " l"]:
+        if text not in self._token_ids:
+            length = self._model_config.text.context_length
+            self._token_ids[text] = self._tokenizer([text], length)[0]
+        return self._token_ids[text]
 
     def loss(
         self, model: Clip, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The class token's contrastive loss and the pooled dense one, weighted."""
         del key
-        examples, task = batch.examples, self._task
+        examples = batch.examples
         images = (examples["images"].astype(jnp.float32) - CLIP_MEAN) / CLIP_STD
         texts = unit(model.encode_text(rearrange(examples["token_ids"], "b r l -> (b r) l")))
-        true = rearrange(examples["true"], "b c r -> b (c r)")
+        named = rearrange(examples["named"], "b r a -> (b r) a")
+        true = jnp.asarray(openshapes.captions_true_of(examples["attributes"], named))
         own = jnp.repeat(jnp.eye(images.shape[0], dtype=bool), 2, axis=1)
         scale = jnp.exp(jnp.minimum(model.logit_scale[...], MAX_LOGIT_SCALE))
         image, dense = both_features(model, images)
         image_loss = contrastive_loss(scale * image @ texts.T, own, true)
-        pooled = pooled_scores(dense, texts, task.dense_scale)
+        pooled = pooled_scores(dense, texts, DENSE_SCALE)
         dense_loss = contrastive_loss(scale * pooled, own, true)
-        loss = task.image_weight * image_loss + task.dense_weight * dense_loss
+        loss = IMAGE_WEIGHT * image_loss + DENSE_WEIGHT * dense_loss
         return loss, {"image_loss": image_loss, "dense_loss": dense_loss, "logit_scale": scale}
 
     def export(self, params: dict[str, Any], folder: Path) -> None:

@@ -16,13 +16,13 @@ from flax import nnx
 
 from sammi_jax.config.experiment import PromptConfig, TrainConfig
 from sammi_jax.data import openshapes
-from sammi_jax.data.input.loader import batch_indices
+from sammi_jax.data.input.pipeline import drawn_stream
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.ops.sam_image import preprocess
-from sammi_jax.parallel.batch import Batch, local_share
-from sammi_jax.training.task import Task
-from sammi_jax.typing import Array, Float
-from sammi_jax.weights.model_folder import read_model, write_model
+from sammi_jax.parallel.batch import Batch
+from sammi_jax.training.tasks.stream import StreamTask, this_share
+from sammi_jax.typing import Array, Float, Int, NpArray
+from sammi_jax.weights.model_folder import write_model
 
 FOCAL_GAMMA = 2.0
 
@@ -50,50 +50,34 @@ def mask_iou(logits: Float[Array, "*b h w"], target: Float[Array, "*b h w"]) -> 
     return both / jnp.maximum(either, 1)
 
 
-class PromptTask(Task[Sam]):
+class PromptTask(StreamTask[Sam]):
     """A SAM on OpenShapes scenes and point prompts."""
 
     def __init__(self, config: TrainConfig, task: PromptConfig):
         self._config, self._task = config, task
+        stream = drawn_stream(self.draw, openshapes.NUM_EXAMPLES["train"], **this_share(config))
+        super().__init__(stream, config.data.workers)
 
     def make(self, rngs: nnx.Rngs) -> Sam:
         """A fresh SAM."""
         return Sam(self._task.model, rngs=rngs)
 
-    def initial_params(self, seed: int) -> dict[str, Any]:
-        """Fresh, or those of the folder ``task.init``."""
-        if self._task.init is None:
-            return super().initial_params(seed)
-        return read_model(self._task.init, ["sam"]).params
-
-    def batch(self, step: int) -> Batch:
-        """Scenes, points (x, y) in pixels, and targets: shares of the pixels of a mask's cell."""
-        config, task = self._config, self._task
-        indices = batch_indices(
-            step, config.batch_size, openshapes.NUM_EXAMPLES["train"], config.seed
-        )
+    def draw(self, indices: Int[NpArray, " b"]) -> dict[str, NpArray]:
+        """Scenes, points (x, y) in pixels, and targets: how much of each cell a mask covers."""
+        seed, task = self._config.seed, self._task
         side = task.model.image_size
-        drawn = [openshapes.scene("train", int(i), seed=config.seed, size=side) for i in indices]
+        scenes = [openshapes.scene("train", int(i), seed=seed, size=side) for i in indices]
         prompts = [
-            openshapes.point_targets(scene, task.points_per_image, index=int(i), seed=config.seed)
-            for scene, i in zip(drawn, indices, strict=True)
+            openshapes.point_targets(scene, task.points_per_image, index=int(i), seed=seed)
+            for scene, i in zip(scenes, indices, strict=True)
         ]
         cell = side // task.model.mask_size
-        targets = np.stack([masks for _, masks in prompts])
-        whole = Batch(
-            {
-                "images": np.stack([scene.image for scene in drawn]),
-                "points": np.stack([points for points, _ in prompts]).astype(np.float32),
-                "targets": reduce(
-                    targets.astype(np.float32),
-                    "b k m (h i) (w j) -> b k m h w",
-                    "mean",
-                    i=cell,
-                    j=cell,
-                ),
-            }
-        )
-        return local_share(whole)
+        targets = np.stack([masks for _, masks in prompts]).astype(np.float32)
+        return {
+            "images": np.stack([scene.image for scene in scenes]),
+            "points": np.stack([points for points, _ in prompts]).astype(np.float32),
+            "targets": reduce(targets, "b k m (h i) (w j) -> b k m h w", "mean", i=cell, j=cell),
+        }
 
     def loss(
         self, model: Sam, batch: Batch, key: jax.Array
@@ -110,7 +94,7 @@ class PromptTask(Task[Sam]):
         focal = focal_loss(logits, target).mean()
         dice = dice_loss(logits, target).mean()
         regression = jnp.square(estimate - iou).mean()
-        loss = task.focal_weight * focal + task.dice_weight * dice + task.iou_weight * regression
+        loss = task.focal_weight * focal + dice + regression
         whole, part, subpart = iou.mean(axis=(0, 1))
         metrics = {"focal": focal, "dice": dice, "iou_error": regression}
         return loss, metrics | {"iou_whole": whole, "iou_part": part, "iou_subpart": subpart}

@@ -4,12 +4,11 @@ Rules of training: CAT-Seg's (docs/catseg.md part e). CLIP's query and value ker
 hundredth of the learning rate, all else of CLIP and SAM is frozen, everything new trains.
 """
 
-from collections.abc import Generator, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from flax import nnx
 from sammi_jax.config.experiment import OPENSHAPES, SegmentConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.embeddings import EMBEDDINGS, WithEmbeddings
-from sammi_jax.data.input.pipeline import batch_stream, iterate
+from sammi_jax.data.input.pipeline import batch_stream
 from sammi_jax.errors import SammiError
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.sammi import Sammi
@@ -31,8 +30,9 @@ from sammi_jax.parallel.batch import Batch
 from sammi_jax.text.tokenizer import Tokenizer, class_tokens
 from sammi_jax.training.forward import forward_crops
 from sammi_jax.training.losses import segmentation_loss
-from sammi_jax.training.task import Rules, Task
+from sammi_jax.training.task import Rules
 from sammi_jax.training.tasks.segment_data import check_weights, is_random, open_cache, training_set
+from sammi_jax.training.tasks.stream import StreamTask, this_share
 from sammi_jax.typing import Int, NpArray
 from sammi_jax.weights.model_folder import read_model, write_model
 
@@ -137,25 +137,19 @@ class SegmentRules(Rules[Sammi]):
         return token_ids[classes], relabel(labels, classes, total, self._ignore_label)
 
 
-class SegmentTask(SegmentRules, Task[Sammi]):
+class SegmentTask(SegmentRules, StreamTask[Sammi]):
     """A segmenter on label maps: OpenShapes' seen classes, or a prepared set."""
 
     def __init__(self, config: TrainConfig, task: SegmentConfig):
         dataset, transforms = training_set(config, task)
-        super().__init__(task, dataset.ignore_label, photographs=is_random(config.data))
+        SegmentRules.__init__(self, task, dataset.ignore_label, is_random(config.data))
         self._config, self._cache = config, None
         source = dataset.source
         if task.sam_cache is not None:
             self._cache = open_cache(config, task, task.sam_cache)
             source = WithEmbeddings(source, self._cache)
-        self._batches = batch_stream(
-            source,
-            transforms,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            process=jax.process_index(),
-            num_processes=jax.process_count(),
-        )
+        stream = batch_stream(source, transforms, **this_share(config))
+        StreamTask.__init__(self, stream, config.data.workers)
         self._tokenizer = self._find_tokenizer()
         length = task.model.clip.text.context_length
         self._token_ids = class_tokens(
@@ -185,22 +179,12 @@ class SegmentTask(SegmentRules, Task[Sammi]):
             check_weights(self._cache, params)
         return params
 
-    def batch(self, step: int) -> Batch:
+    def to_batch(self, arrays: dict[str, NpArray]) -> Batch:
         """Images, labels, and the tokens of all classes."""
-        return self._assemble(cast(dict[str, NpArray], self._batches[step]))
-
-    def batches(self, start: int) -> Generator[Batch]:
-        """The batches from a step on, read ahead."""
-        raw = iterate(self._batches, start, self._config.data.workers)
-        with closing(raw):
-            for examples in raw:
-                yield self._assemble(examples)
-
-    def _assemble(self, examples: dict[str, NpArray]) -> Batch:
-        taken = {"images": examples["image"], "labels": examples["label"].astype(np.int32)}
+        examples = {"images": arrays["image"], "labels": arrays["label"].astype(np.int32)}
         if self._cache is not None:
-            taken[EMBEDDINGS] = examples[EMBEDDINGS]
-        return Batch(taken, {"token_ids": self._token_ids})
+            examples[EMBEDDINGS] = arrays[EMBEDDINGS]
+        return Batch(examples, {"token_ids": self._token_ids})
 
     def predictor(self, params: Mapping[str, Any]) -> Segmenter:
         """The segmenter."""
