@@ -1,6 +1,5 @@
 """Results: one record a data set, ``results.json`` with every number, ``results.md`` to read."""
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ import jax
 import numpy as np
 
 from sammi_jax.config.experiment import TrainConfig
-from sammi_jax.config.files import resolved
+from sammi_jax.config.files import config_digest, resolved
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.data.vocabulary import vocabulary_hash
@@ -137,11 +136,6 @@ def write_results(
     (workdir / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     (workdir / "results.md").write_text("\n\n".join(parts) + "\n")
     return "\n\n".join(parts[1:])
-
-
-def config_digest(config: TrainConfig) -> str:
-    """SHA-256 of the whole configuration."""
-    return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
 def resize_rule(model: SegmenterConfig) -> str:

@@ -95,7 +95,7 @@ def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
     """Write a model folder; ``keep``: not where there is one."""
     params = {path: fetch(value) for path, value in state.params.items()}
     if jax.process_index() == 0 and not (keep and folder.exists()):
-        task.export(params, folder)
+        task.export(params, folder, int(state.step))
 
 
 class _Run:

@@ -27,6 +27,7 @@ from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.training.task import Task
 from sammi_jax.typing import Array, Bool, Float
 from sammi_jax.weights.model_folder import read_model, write_model
+from sammi_jax.weights.provenance import read_origins, trained
 
 MAX_LOGIT_SCALE = float(np.log(100.0))  # CLIP's own bound (arXiv 2103.00020, section 2.5)
 
@@ -91,6 +92,7 @@ class CaptionTask(Task[Clip]):
 
     def __init__(self, config: TrainConfig, task: CaptionConfig):
         self._config, self._task = config, task
+        self._origins = read_origins(task)
         self._tokenizer = Tokenizer(openshapes.build_tokenizer())
         self._tokens = lru_cache(maxsize=None)(self._tokenize)
 
@@ -151,15 +153,15 @@ class CaptionTask(Task[Clip]):
         loss = task.image_weight * image_loss + task.dense_weight * dense_loss
         return loss, {"image_loss": image_loss, "dense_loss": dense_loss, "logit_scale": scale}
 
-    def export(self, params: dict[str, Any], folder: Path) -> None:
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
         """A clip model folder with the tokenizer."""
-        source = {"trained_on": "openshapes", "steps": self._config.steps}
+        origin = trained(self._config, "clip", self._origins, step)
         write_model(
             folder,
             "clip",
             self._model_config,
             params,
-            source=source,
-            licence="Apache-2.0",
+            source=origin.source,
+            licence=origin.license,
             tokenizer=self._tokenizer,
         )

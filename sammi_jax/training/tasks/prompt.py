@@ -23,6 +23,7 @@ from sammi_jax.parallel.batch import Batch, local_share
 from sammi_jax.training.task import Task
 from sammi_jax.typing import Array, Float
 from sammi_jax.weights.model_folder import read_model, write_model
+from sammi_jax.weights.provenance import read_origins, trained
 
 FOCAL_GAMMA = 2.0
 
@@ -55,6 +56,7 @@ class PromptTask(Task[Sam]):
 
     def __init__(self, config: TrainConfig, task: PromptConfig):
         self._config, self._task = config, task
+        self._origins = read_origins(task)
 
     def make(self, rngs: nnx.Rngs) -> Sam:
         """A fresh SAM."""
@@ -115,7 +117,14 @@ class PromptTask(Task[Sam]):
         metrics = {"focal": focal, "dice": dice, "iou_error": regression}
         return loss, metrics | {"iou_whole": whole, "iou_part": part, "iou_subpart": subpart}
 
-    def export(self, params: dict[str, Any], folder: Path) -> None:
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
         """A sam model folder."""
-        source = {"trained_on": "openshapes", "steps": self._config.steps}
-        write_model(folder, "sam", self._task.model, params, source=source, licence="Apache-2.0")
+        origin = trained(self._config, "sam", self._origins, step)
+        write_model(
+            folder,
+            "sam",
+            self._task.model,
+            params,
+            source=origin.source,
+            licence=origin.license,
+        )
