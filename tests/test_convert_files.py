@@ -302,7 +302,7 @@ def test_sammi_from_catseg(sammi_folder, catseg_folder, sam_file, tmp_path):
     assert found.config.masks.sam == sam.config
     assert dataclasses.replace(found.config, masks=None) == base.config
     assert sorted(found.meta["initialized"]) == ["dmi", "tspp"]
-    assert set(found.meta["source"]) == {"catseg", "sam"}
+    assert set(found.meta["source"]["from"]) == {"catseg", "sam"}
     given = base.params | {f"sam/{path}": value for path, value in sam.params.items()}
     for path, value in given.items():
         np.testing.assert_array_equal(found.params[path], value, err_msg=path)

@@ -221,7 +221,7 @@ def test_a_sampled_step_asks_for_its_classes_only():
 
 def test_a_model_folder_that_does_not_fit_is_refused(tmp_path):
     clip = make("caption")
-    clip.export(clip.initial_params(0), tmp_path / "clip")
+    clip.export(clip.initial_params(0), tmp_path / "clip", 0)
     wider = replace(CATSEG, clip=replace(CATSEG.clip, embed_dim=64))
     good = SegmentConfig(model=CATSEG, clip=str(tmp_path / "clip"))
     params = make_task(TrainConfig(task=good)).initial_params(1)

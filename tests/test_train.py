@@ -86,7 +86,7 @@ class Dummy(Task[Net]):
         loss = (batch.shared["weight"] * error**2).mean()
         return loss, {"largest": jnp.abs(error).max()}
 
-    def export(self, params, folder):
+    def export(self, params, folder, step):
         folder.mkdir()
         np.savez(folder / "params.npz", **{k.replace("/", "."): v for k, v in params.items()})
 

@@ -36,7 +36,7 @@ def test_scores_are_those_of_the_exported_model(tmp_path):
         other = {path: value * 1.5 for path, value in params.items()}
         second = validation(other, 30)
     assert first != second
-    task.export(other, tmp_path / "model")
+    task.export(other, tmp_path / "model", 30)
     dataset = open_dataset("os48/val_unseen", 8)
     record = evaluate(
         load(tmp_path / "model"), dataset, CONFIG.eval, mesh, tmp_path / "alone", {"model": 2}

@@ -106,13 +106,19 @@ def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) 
     if kind != args.kind:
         raise SammiError(f"{workdir}: trains a {kind}: sammi convert {kind} SRC DST")
     step = convert_run(workdir, step, args.destination)
-    _say(args, describe(args.destination))
-    print(f"from the checkpoint after step {step}")
+    found = describe(args.destination)
+    _say(args, found)
+    source = found.meta["source"]
+    print(
+        f"from the checkpoint after step {step}; trained on {source['trained_on']}, "
+        f"seed {source['seed']}, configuration {source['config_sha256']}"
+    )
     return 0
 
 
 def _say(args: argparse.Namespace, found: Any) -> None:
     count = sum(tensor.size for tensor in found.tensors.values())
     print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
+    print(f"license: {found.meta['licence']}")
     if found.meta["initialized"]:
         print(f"freshly initialized, in no checkpoint: {', '.join(found.meta['initialized'])}")

@@ -70,10 +70,10 @@ def _evaluate(args: argparse.Namespace) -> str:
     """The table of all data sets; everything is written as well."""
     from sammi_jax.config.experiment import SegmentConfig
     from sammi_jax.config.fields import to_dict
-    from sammi_jax.config.files import load_config
+    from sammi_jax.config.files import config_digest, load_config
     from sammi_jax.data.catalogue import open_dataset
     from sammi_jax.evaluation.evaluator import evaluate
-    from sammi_jax.evaluation.report import config_digest, write_results
+    from sammi_jax.evaluation.report import write_results
     from sammi_jax.inference.segmenter import load_predictor
     from sammi_jax.parallel.mesh import make_mesh
     from sammi_jax.weights.model_folder import weights_digest

@@ -42,13 +42,13 @@ def _model_folder(path: Path) -> Iterable[str]:
     yield f"kind          {found.kind}"
     for name in ("licence", "converter"):
         yield f"{name:13} {found.meta.get(name)}"
-    yield f"source        {json.dumps(found.meta.get('source'))}"
     yield f"tokenizer     {'yes' if found.tokenizer_path else 'none: takes token ids only'}"
     if found.meta.get("initialized"):
         yield f"initialized   {', '.join(found.meta['initialized'])} (from no checkpoint)"
-    yield ""
-    yield "config"
-    yield from _flat("", found.meta["config"])
+    for heading in ("source", "config"):
+        yield ""
+        yield heading
+        yield from _flat("", found.meta.get(heading) or {})
     yield from _tensors(found.tensors, "/")
 
 

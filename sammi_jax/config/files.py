@@ -1,6 +1,8 @@
 """Configurations in files: an experiment in Python, and a run's as JSON."""
 
 import difflib
+import hashlib
+import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +69,11 @@ def load_config(name_or_file: str | Path, overrides: Sequence[str] | None = None
 def resolved(config: TrainConfig) -> dict[str, Any]:
     """The experiment as JSON's types, with the name of its task."""
     return {"kind": config.task.kind, **to_dict(config)}
+
+
+def config_digest(config: TrainConfig) -> str:
+    """SHA-256 of the whole experiment, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
 _MAY_CHANGE = (

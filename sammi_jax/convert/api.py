@@ -19,17 +19,18 @@ from sammi_jax.files import check_destination
 from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
 from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
 from sammi_jax.weights.model_folder import DTYPES, is_model_folder, read_model, write_model
+from sammi_jax.weights.provenance import UNKNOWN, Origin, made_of, read_origin
 
 # Any of these in a folder means that a tokenizer is there.
 _TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)
 
 _RULES = {"clip": clip.rules_for, "sam": sam.rules_for, "catseg": catseg.rules_for}
 
-# What the authors of the released weights say; a folder's own licence comes before it.
-_LICENCES = {
-    "clip": "the source checkpoint's (OpenAI's CLIP: MIT)",
-    "sam": "the source checkpoint's (Meta's SAM: Apache-2.0)",
-    "catseg": "the source checkpoint's (CAT-Seg: MIT, over OpenAI's CLIP: MIT)",
+# Checkpoints do not say their license; this is what the authors of the released ones say.
+_LICENSES = {
+    "clip": f"{UNKNOWN}: MIT if from OpenAI",
+    "sam": f"{UNKNOWN}: Apache-2.0 if from Meta",
+    "catseg": f"{UNKNOWN}: MIT if from CAT-Seg's authors",
 }
 
 
@@ -41,15 +42,13 @@ class Converted:
         kind: of model.
         config: its configuration.
         params: every parameter by path, float32.
-        source: for the model folder's record: file, sha256, layout.
-        licence: for the same.
+        origin: for the model folder's record.
     """
 
     kind: Kind
     config: ModelConfig
     params: Mapping[str, np.ndarray]
-    source: Mapping[str, Any]
-    licence: str
+    origin: Origin
 
 
 def convert(
@@ -100,8 +99,8 @@ def convert(
         kind,
         model.config,
         model.params,
-        source=model.source,
-        licence=model.licence,
+        source=model.origin.source,
+        licence=model.origin.license,
         tokenizer=words,
         dtype=dtype,
         initialized=initialized,
@@ -125,9 +124,8 @@ def read_source(
     path = Path(path).expanduser()
     if is_model_folder(path):
         found = read_model(path, kinds)
-        source, licence = found.meta.get("source", {}), found.meta.get("licence", "unknown")
         config = _with_templates(path, found.config, templates)
-        return Converted(found.kind, config, found.params, source, licence)
+        return Converted(found.kind, config, found.params, read_origin(found.meta))
     checkpoint = read_tensors(path)
     kind = _kind_of(path, checkpoint.tensors, kinds)
     overrides = None
@@ -142,7 +140,7 @@ def read_source(
     except SammiError as error:
         raise SammiError(f"{path}: {error}") from error
     record = {"file": path.name, "sha256": checkpoint.sha256, "layout": source.layout}
-    return Converted(kind, source.config, params, record, _LICENCES[kind])
+    return Converted(kind, source.config, params, Origin(kind, record, _LICENSES[kind]))
 
 
 def _with_templates(
@@ -186,9 +184,8 @@ def _put_together(
         masks.params,
         templates,
     )
-    record = {base.kind: dict(base.source), "sam": dict(masks.source)}
-    licence = f"{base.licence}; {masks.licence}"
-    return Converted("sammi", config, params, record, licence), initialized
+    origin = made_of("sammi", {base.kind: base.origin, "sam": masks.origin})
+    return Converted("sammi", config, params, origin), initialized
 
 
 def _find_tokenizer(

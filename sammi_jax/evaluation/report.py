@@ -1,7 +1,5 @@
 """Results: a record for each data set, in ``results.json``; tables of them, in ``results.md``."""
 
-import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,7 @@ import jax
 import numpy as np
 
 from sammi_jax.config.experiment import TrainConfig
-from sammi_jax.config.files import resolved
+from sammi_jax.config.files import config_digest, resolved
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.data.vocabulary import vocabulary_hash
@@ -137,11 +135,6 @@ def write_results(
     write_json(workdir / "results.json", record)
     write_atomic(workdir / "results.md", "\n\n".join(parts) + "\n")
     return "\n\n".join(parts[1:])
-
-
-def config_digest(config: TrainConfig) -> str:
-    """SHA-256 of the whole configuration."""
-    return hashlib.sha256(json.dumps(resolved(config), sort_keys=True).encode()).hexdigest()
 
 
 def resize_rule(model: SegmenterConfig) -> str:

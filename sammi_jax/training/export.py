@@ -70,5 +70,6 @@ def convert_run(workdir: Path, step: int | None, destination: Path) -> int:
         for path in chosen
     }
     trained = read_trained(workdir, step, shapes, digest(frozen))
-    task.export(frozen | {path: np.asarray(value) for path, value in trained.items()}, destination)
+    params = frozen | {path: np.asarray(value) for path, value in trained.items()}
+    task.export(params, destination, step)
     return step

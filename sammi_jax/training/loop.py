@@ -90,7 +90,7 @@ def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
     """Write a model folder; with ``keep`` only where there is none."""
     params = {path: fetch(value) for path, value in state.params.items()}
     if jax.process_index() == 0 and not (keep and folder.exists()):
-        task.export(params, folder)
+        task.export(params, folder, int(state.step))
 
 
 class _Run:

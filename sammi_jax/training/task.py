@@ -74,5 +74,5 @@ class Task(Rules[M]):
         raise SammiError(f"{type(self).__name__} makes no label maps to evaluate")
 
     @abstractmethod
-    def export(self, params: dict[str, Any], folder: Path) -> None:
-        """Write the trained model as a model folder, which every other command reads."""
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
+        """Write the model after ``step`` steps as a model folder, which every command reads."""

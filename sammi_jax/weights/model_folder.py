@@ -172,7 +172,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
             or with weights that are cut short or do not fit the configuration.
     """
     folder = Path(folder).expanduser()
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     kind = meta.get("kind")
     if kind not in KINDS:
         raise SammiError(f"{folder}: kind {kind!r} is none of {', '.join(KINDS)}")
@@ -201,7 +201,13 @@ def weights_digest(folder: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The ``config.json`` of a model folder as it stands; nothing else of the folder is read.
+
+    Raises:
+        SammiError: not a model folder, or one of another format.
+    """
+    folder = Path(folder).expanduser()
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise SammiError(f"{folder}: {what}; a model folder is made by 'sammi convert'")

@@ -24,6 +24,7 @@ from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.training.tasks.stream import StreamTask, this_share
 from sammi_jax.typing import Array, Bool, Float, Int, NpArray
 from sammi_jax.weights.model_folder import write_model
+from sammi_jax.weights.provenance import trained
 
 MAX_LOGIT_SCALE = float(np.log(100.0))  # CLIP's own bound (arXiv 2103.00020, section 2.5)
 IMAGE_WEIGHT = 0.4  # of the usual loss on the class token
@@ -141,15 +142,15 @@ class CaptionTask(StreamTask[Clip]):
         loss = IMAGE_WEIGHT * image_loss + DENSE_WEIGHT * dense_loss
         return loss, {"image_loss": image_loss, "dense_loss": dense_loss, "logit_scale": scale}
 
-    def export(self, params: dict[str, Any], folder: Path) -> None:
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
         """A clip model folder with the tokenizer."""
-        source = {"trained_on": "openshapes", "steps": self._config.steps}
+        origin = trained(self._config, "clip", {}, step)
         write_model(
             folder,
             "clip",
             self._model_config,
             params,
-            source=source,
-            licence="Apache-2.0",
+            source=origin.source,
+            licence=origin.license,
             tokenizer=self._tokenizer,
         )

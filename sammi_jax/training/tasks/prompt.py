@@ -23,6 +23,7 @@ from sammi_jax.parallel.batch import Batch
 from sammi_jax.training.tasks.stream import StreamTask, this_share
 from sammi_jax.typing import Array, Float, Int, NpArray
 from sammi_jax.weights.model_folder import write_model
+from sammi_jax.weights.provenance import trained
 
 FOCAL_GAMMA = 2.0
 
@@ -99,7 +100,14 @@ class PromptTask(StreamTask[Sam]):
         metrics = {"focal": focal, "dice": dice, "iou_error": regression}
         return loss, metrics | {"iou_whole": whole, "iou_part": part, "iou_subpart": subpart}
 
-    def export(self, params: dict[str, Any], folder: Path) -> None:
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
         """A sam model folder."""
-        source = {"trained_on": "openshapes", "steps": self._config.steps}
-        write_model(folder, "sam", self._task.model, params, source=source, licence="Apache-2.0")
+        origin = trained(self._config, "sam", {}, step)
+        write_model(
+            folder,
+            "sam",
+            self._task.model,
+            params,
+            source=origin.source,
+            licence=origin.license,
+        )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from sammi_jax.config.experiment import OPENSHAPES, SegmentConfig, TrainConfig
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.embeddings import EMBEDDINGS, WithEmbeddings
 from sammi_jax.data.input.pipeline import batch_stream
@@ -35,6 +35,7 @@ from sammi_jax.training.tasks.segment_data import check_weights, is_random, open
 from sammi_jax.training.tasks.stream import StreamTask, this_share
 from sammi_jax.typing import Int, NpArray
 from sammi_jax.weights.model_folder import read_model, write_model
+from sammi_jax.weights.provenance import read_origins, trained
 
 _CLIP_TRAINS = ("query/kernel", "value/kernel")
 
@@ -144,6 +145,7 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
         dataset, transforms = training_set(config, task)
         SegmentRules.__init__(self, task, dataset.ignore_label, is_random(config.data))
         self._config, self._cache = config, None
+        self._origins = read_origins(task)
         source = dataset.source
         if task.sam_cache is not None:
             self._cache = open_cache(config, task, task.sam_cache)
@@ -190,25 +192,19 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
         """The segmenter."""
         return Segmenter(self._task.model, params, lambda: self._tokenizer)
 
-    def export(self, params: dict[str, Any], folder: Path) -> None:
+    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
         """A catseg or sammi model folder with the tokenizer."""
+        kind = "catseg" if self._task.model.masks is None else "sammi"
+        origin = trained(self._config, kind, self._origins, step)
         write_model(
             folder,
-            "catseg" if self._task.model.masks is None else "sammi",
+            kind,
             self._task.model,
             params,
-            source={
-                "trained_on": _data_name(self._config),
-                "steps": self._config.steps,
-            },
-            licence="Apache-2.0",
+            source=origin.source,
+            licence=origin.license,
             tokenizer=self._tokenizer,
         )
-
-
-def _data_name(config: TrainConfig) -> str:
-    data = config.data
-    return f"openshapes {data.view}" if data.name == OPENSHAPES else data.name
 
 
 def _overlay(params: dict[str, Any], source: dict[str, Any], prefix: str, folder: str) -> None:
