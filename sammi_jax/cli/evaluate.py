@@ -9,7 +9,8 @@ from sammi_jax.errors import SammiError
 
 _DESCRIPTION = """\
 Evaluate a CAT-Seg or SAM-MI model folder; a CLIP one zero-shot, by its cost map alone; or a
-SAM's masks on the regions of OpenShapes. Writes results.json and results.md (docs/evaluation.md)."""
+SAM's masks on the regions of OpenShapes. Writes results.json and results.md
+(docs/evaluation.md)."""
 _EXAMPLE = """\
 Exit codes: 0 evaluated; 1 stopped by an error; 2 wrong use; 75 another process of the job was
 lost: run the same command again in all of them.
