@@ -7,6 +7,10 @@ from typing import Any
 from sammi_jax.cli.options import add_config_arguments, add_job_arguments
 from sammi_jax.errors import SammiError
 
+_DESCRIPTION = """\
+Evaluate a CAT-Seg or SAM-MI model folder; a CLIP one zero-shot, by its cost map alone; or a
+SAM's masks on the regions of OpenShapes. Writes results.json and results.md
+(docs/evaluation.md)."""
 _EXAMPLE = """\
 Exit codes: 0 evaluated; 1 stopped by an error; 2 wrong use; 75 another process of the job was
 lost: run the same command again in all of them.
@@ -21,8 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
         help="evaluate a model folder on data sets",
-        description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot: by its "
-        "cost map alone. Writes results.json and results.md (docs/evaluation.md).",
+        description=_DESCRIPTION,
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,9 +77,11 @@ def _evaluate(args: argparse.Namespace) -> str:
     from sammi_jax.data.catalogue import open_dataset
     from sammi_jax.evaluation.evaluator import evaluate
     from sammi_jax.evaluation.report import write_results
+    from sammi_jax.evaluation.sam_masks import score_sam, write_sam_scores
     from sammi_jax.inference.segmenter import load_predictor
+    from sammi_jax.inference.towers import load_sam
     from sammi_jax.parallel.mesh import make_mesh
-    from sammi_jax.weights.model_folder import weights_digest
+    from sammi_jax.weights.model_folder import describe, weights_digest
 
     config = load_config(args.config, args.set)
     if not isinstance(config.task, SegmentConfig):
@@ -87,6 +92,10 @@ def _evaluate(args: argparse.Namespace) -> str:
     datasets = [
         open_dataset(name, config.eval.num_examples, data_dir=args.data_dir) for name in names
     ]
+    if describe(args.model).kind == "sam":
+        sam = load_sam(args.model)
+        records = [score_sam(sam, dataset) for dataset in datasets]
+        return write_sam_scores(records, args.model, args.workdir)
     mesh = make_mesh(config.mesh)
     predictor = load_predictor(args.model, config.task.model)
     identity = {
