@@ -124,7 +124,7 @@ def test_crop():
     assert 0 < mirrored < 20
 
 
-def test_small_and_long_pictures():
+def test_small_and_long_images():
     long = {"image": np.zeros((10, 2000, 3), np.uint8), "label": np.zeros((10, 2000), np.uint16)}
     out = TrainCrop(64, IGNORE).random_map(long, np.random.default_rng(0))
     rows = 2560 * 10 // 2000  # the long side is held at 2560, so the short one stays below 64
@@ -147,7 +147,7 @@ def test_hsv_is_exact_to_a_unit():
         np.testing.assert_allclose(ours, back, atol=0.51)
 
 
-def test_grey_keeps_its_hue_and_saturation():
+def test_gray_keeps_its_hue_and_saturation():
     gray = jnp.full((2, 2, 3), 77.0)
     np.testing.assert_array_equal(color.saturate(gray, jnp.asarray(1.5)), gray)
     np.testing.assert_array_equal(color.rotate_hue(gray, jnp.asarray(18)), gray)
@@ -160,7 +160,7 @@ def test_jitter():
     assert jittered.min() >= 0
     assert jittered.max() <= 255
     np.testing.assert_array_equal(jittered, np.round(jittered))
-    assert len({array.tobytes() for array in jittered}) > 55, "pictures share their jitter"
+    assert len({array.tobytes() for array in jittered}) > 55, "images share their jitter"
     again = np.asarray(jax.jit(color.jitter_colors)(images, jax.random.key(0)))
     np.testing.assert_array_equal(jittered, again)
     assert abs(jittered.mean() - images.mean()) < 15

@@ -1,4 +1,4 @@
-"""The cache of SAM's embeddings: what is in it, training with it, and what it refuses."""
+"""The cache of SAM's embeddings: what is in it, training with it, and which caches it rejects."""
 
 import json
 import os
@@ -203,7 +203,7 @@ def test_workers_get_the_path_and_not_the_rows(cache):
     np.testing.assert_array_equal(pickle.loads(packed)[4], opened[4])
 
 
-def refuse(config, message):
+def fails(config, message):
     with pytest.raises(SammiError, match=message) as error:
         make_task(config)
     assert "\n" not in str(error.value)
@@ -224,36 +224,36 @@ def refuse(config, message):
         ),
     ],
 )  # fmt: skip
-def test_another_experiments_cache_is_refused(cache, change, message):
-    text = refuse(with_cache(cache, replace(CONFIG, **change)), message)
+def test_another_experiments_cache_raises_an_error(cache, change, message):
+    text = fails(with_cache(cache, replace(CONFIG, **change)), message)
     assert text.startswith(f"{cache}: holds the embeddings of another experiment")
     assert "sammi cache --config" in text
 
 
-def test_other_weights_and_other_pictures_are_refused(copied):
+def test_other_weights_and_other_images_raise_an_error(copied):
     task = make_task(with_cache(copied))
     params = task.initial_params(CONFIG.seed)
-    with pytest.raises(SammiError, match=r"another experiment .another SAM's weights"):
+    with pytest.raises(SammiError, match=r"another experiment .other weights of SAM"):
         task.initial_params(CONFIG.seed + 1)
     name = f"{ENCODER}pos_embed"
-    with pytest.raises(SammiError, match="another SAM's weights"):
+    with pytest.raises(SammiError, match="other weights of SAM"):
         check_weights(SamCache(copied), params | {name: params[name] + 1})
     file = copied / "cache.json"
     info = json.loads(file.read_text())
     file.write_text(json.dumps(info | {"pixels_sha256": "0"}))
-    refuse(with_cache(copied), "other pictures")
+    fails(with_cache(copied), "other images")
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
-def test_a_file_that_is_cut_short(copied, keep):
+def test_a_truncated_file(copied, keep):
     file = copied / "embeddings.npy"
     os.truncate(file, keep if isinstance(keep, int) else int(keep * file.stat().st_size))
-    refuse(with_cache(copied), r"embeddings\.npy: missing, damaged or cut short .* make it again")
+    fails(with_cache(copied), r"embeddings\.npy: missing, damaged or truncated .* make it again")
 
 
 def test_a_folder_that_is_no_cache(copied, tmp_path):
-    refuse(with_cache(tmp_path / "none"), "none: no such folder; a cache is made by 'sammi cache")
-    refuse(with_cache(tmp_path), r"has no cache\.json; a cache is made by")
+    fails(with_cache(tmp_path / "none"), "none: no such folder; a cache is made by 'sammi cache")
+    fails(with_cache(tmp_path), r"has no cache\.json; a cache is made by")
     file = copied / "cache.json"
     info = json.loads(file.read_text())
     for values, message in (
@@ -264,10 +264,10 @@ def test_a_folder_that_is_no_cache(copied, tmp_path):
         (info | {"dtype": "float16"}, r"holds .* float32, but cache\.json says .* float16"),
     ):
         file.write_text(values if isinstance(values, str) else json.dumps(values))
-        refuse(with_cache(copied), message)
+        fails(with_cache(copied), message)
     file.write_text(json.dumps(info))
     (copied / "embeddings.npy").unlink()
-    refuse(with_cache(copied), r"embeddings\.npy: missing")
+    fails(with_cache(copied), r"embeddings\.npy: missing")
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_what_cannot_be_cached(tmp_path, config, message):
 
 
 def test_catseg_reads_no_cache(cache):
-    refuse(with_cache(cache, replace(CONFIG, task=replace(TASK, model=CATSEG))), "has no SAM")
+    fails(with_cache(cache, replace(CONFIG, task=replace(TASK, model=CATSEG))), "has no SAM")
 
 
 def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_an_interrupted_command_goes_on(cache, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         make_cache(CONFIG, tmp_path / "new", "float32")
     assert [path.name for path in tmp_path.iterdir()] == [".new.partial"]
-    refuse(with_cache(tmp_path / "new"), "no such folder")
+    fails(with_cache(tmp_path / "new"), "no such folder")
     for other, dtype, message in (
         (replace(CONFIG, seed=4), "float32", "'openshapes/train of seed 4'.; it is unfinished"),
         (CONFIG, "float16", "has rows of float32; it is unfinished"),
@@ -333,7 +333,7 @@ def test_killed_while_writing(tmp_path):
 import json, os, signal, sys
 import numpy as np
 from sammi_jax.config import from_dict
-from sammi_jax.data.sam_cache import CacheInfo, writing_cache
+from sammi_jax.data.input.embeddings import CacheInfo, writing_cache
 info = from_dict(CacheInfo, json.load(open("info.json")))
 with writing_cache("cache", info) as writer:
     writer.write(np.ones((4, 8, 8, 16), np.float32), 0)
@@ -365,7 +365,7 @@ def test_a_cache_without_all_its_rows_gets_no_name(tmp_path):
     with pytest.raises(SammiError, match="4 of 6 rows"):
         write_four(tmp_path / "cache")
     os.truncate(tmp_path / ".cache.partial" / "embeddings.npy", 300)
-    with pytest.raises(SammiError, match="damaged or cut short"):
+    with pytest.raises(SammiError, match="damaged or truncated"):
         write_four(tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -389,7 +389,7 @@ def test_what_does_not_fit_the_disk_or_the_type(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_set(tmp_path, rng):
-    """Three pictures of different sizes with labels."""
+    """Three images of different sizes with labels."""
     for part in ("images", "labels"):
         (tmp_path / "own" / part).mkdir(parents=True)
     for name, size in (("a", (40, 60)), ("b", (70, 30)), ("c", (33, 33))):
@@ -420,8 +420,8 @@ def test_photographs_are_squashed_whole(own_set, tmp_path, encode):
         found["sam_embeddings"], encode(found["images"]), rtol=1e-4, atol=1e-5
     )
     Image.new("RGB", (60, 40)).save(tmp_path / "own/images/a.png")
-    refuse(with_cache(tmp_path / "cache", config), "other pictures")
-    refuse(with_cache(tmp_path / "cache", replace(config, data=DataConfig(own_set))), "random crop")
+    fails(with_cache(tmp_path / "cache", config), "other images")
+    fails(with_cache(tmp_path / "cache", replace(config, data=DataConfig(own_set))), "random crop")
 
 
 @pytest.mark.slow

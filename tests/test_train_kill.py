@@ -142,6 +142,6 @@ def test_sigterm_has_its_own_exit_code(config, straight, tmp_path):
             time.sleep(0.02)
         assert finish(process) == 75
         message = (config.parent / "errors.txt").read_text().splitlines()[-1]
-        assert message.endswith("the state is saved, and the same command goes on from there")
+        assert message.endswith("the state is saved, and the same command resumes from there")
     assert finish(start(config, tmp_path / "run")) == 0
     assert_equal_runs(tmp_path / "run", straight)

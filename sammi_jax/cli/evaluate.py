@@ -7,9 +7,12 @@ from typing import Any
 from sammi_jax.cli.options import add_config_arguments, add_job_arguments
 from sammi_jax.errors import SammiError
 
-_EXAMPLE = """\
-Exit codes: 0 evaluated; 1 stopped by an error; 2 wrong use; 75 another process of the job was
-lost: run the same command again in all of them.
+_DESCRIPTION = """\
+Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot, by its cost map alone. Writes
+results.json and results.md (docs/evaluation.md)."""
+_EPILOG = """\
+Exit codes: 0 evaluated; 1 stopped by an error; 2 wrong use; 75 a process of the job was lost: run
+the same command again in all processes to resume.
 
 example:
   sammi eval --config openshapes_catseg --model runs/catseg/model --datasets os48/val_unseen \\
@@ -21,9 +24,8 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "eval",
         help="evaluate a model folder on data sets",
-        description="Evaluate a CAT-Seg or SAM-MI model folder, or a CLIP one zero-shot: by its "
-        "cost map alone. Writes results.json and results.md (docs/evaluation.md).",
-        epilog=_EXAMPLE,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
@@ -32,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         required=True,
         type=Path,
-        help="a model folder. It brings its own sizes, template and windows; for a CLIP folder "
+        help="a model folder. Sizes, template and windows are the folder's own; with a CLIP folder "
         "template and windows are the configuration's",
     )
     parser.add_argument(
@@ -40,20 +42,20 @@ def add_parser(subparsers: Any) -> None:
         metavar="NAMES",
         required=True,
         help="comma-separated names: prepared sets (ade20k_150 or ade20k_150/training; see 'sammi "
-        "datasets list'), your own images (folder:PATH), OpenShapes (os48/val_unseen)",
+        "datasets list'), user folders (folder:PATH), OpenShapes (os48/val_unseen)",
     )
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
         type=Path,
-        help="where 'sammi datasets prepare' put its sets; the other kinds need none",
+        help="folder of the sets that 'sammi datasets prepare' made; other sets do not need it",
     )
     parser.add_argument(
         "--workdir",
         metavar="DIR",
         required=True,
         type=Path,
-        help="for results.json, results.md and images; run again with the same one to resume",
+        help="folder for results.json, results.md and images; run again with the same to resume",
     )
     add_job_arguments(parser)
     parser.set_defaults(run=run)
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> str:
-    """The table of all data sets; everything is written as well."""
+    """Evaluate and write everything; the table of all data sets."""
     from sammi_jax.config.experiment import SegmentConfig
     from sammi_jax.config.fields import to_dict
     from sammi_jax.config.files import load_config
@@ -80,10 +82,12 @@ def _evaluate(args: argparse.Namespace) -> str:
 
     config = load_config(args.config, args.set)
     if not isinstance(config.task, SegmentConfig):
-        raise SammiError(f"{args.config}: is no segmentation experiment, so nothing to evaluate")
+        raise SammiError(
+            f"{args.config}: is not a segmentation experiment, so it has nothing to evaluate"
+        )
     names = [name.strip() for name in args.datasets.split(",") if name.strip()]
     if not names:
-        raise SammiError("--datasets: names no data set")
+        raise SammiError("--datasets: give at least one name, such as os48/val_unseen")
     datasets = [
         open_dataset(name, config.eval.num_examples, data_dir=args.data_dir) for name in names
     ]
@@ -97,6 +101,6 @@ def _evaluate(args: argparse.Namespace) -> str:
     results, table = [], ""
     for dataset in datasets:
         results.append(evaluate(predictor, dataset, config.eval, mesh, args.workdir, identity))
-        # after every set: what is done stays done
+        # Written after every set, so that an interruption loses none that is done.
         table = write_results(results, args.model, config, predictor.config, args.workdir)
     return table

@@ -1,4 +1,4 @@
-"""What training sees of a photograph: CAT-Seg's random crop, mirrored or not, or the whole of it.
+"""Training crops of photographs: CAT-Seg's random crop and mirror, or the whole image.
 
 Source of the crop: cvlab-kaist/CAT-Seg@6d3a188 configs/config.yaml and detectron2's transforms;
 docs/data.md. Colors are changed on the device (`sammi_jax.ops.color`), where it costs nothing.
@@ -14,7 +14,7 @@ from PIL import Image
 from sammi_jax.images import resize_short_side
 from sammi_jax.typing import NpArray
 
-PAD_VALUE = 128  # of image pixels beside a picture that is smaller than the crop
+PAD_VALUE = 128  # of pixels beyond an image that is smaller than the crop
 MAX_LONG_SIDE = 2560
 
 
@@ -22,8 +22,7 @@ MAX_LONG_SIDE = 2560
 class TrainCrop(grain.transforms.RandomMap):
     """Short side to ``size``, a random square of that side, mirrored half of the time.
 
-    Labels are int32 afterwards; where the crop reaches beyond the picture they are
-    ``ignore_label``.
+    Labels are int32 afterwards, and ``ignore_label`` where the crop reaches beyond the image.
     """
 
     size: int
@@ -46,7 +45,7 @@ class TrainCrop(grain.transforms.RandomMap):
 
 @dataclass(frozen=True)
 class WholeImage(grain.transforms.Map):
-    """The whole picture squashed to a square of side ``size``: nothing is random."""
+    """The whole image squashed to a square of side ``size``: nothing is random."""
 
     size: int
 
@@ -61,9 +60,9 @@ class WholeImage(grain.transforms.Map):
 
 
 def _resize_labels(label: NpArray, size: tuple[int, int]) -> NpArray:
-    """Nearest neighbor, as Pillow has it."""
-    picture = Image.fromarray(label.astype(np.int32))
-    return np.asarray(picture.resize((size[1], size[0]), Image.Resampling.NEAREST))
+    """Nearest neighbor, as Pillow defines it."""
+    image = Image.fromarray(label.astype(np.int32))
+    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.NEAREST))
 
 
 def _crop(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:

@@ -3,11 +3,11 @@
 SAM is frozen, so where no example changes from epoch to epoch its image encoder gives the same
 embedding every time. A cache is one folder:
 
-    cache.json        whose embeddings these are: `CacheInfo`
+    cache.json        what the embeddings belong to: `CacheInfo`
     embeddings.npy    [n, g, g, c] float16 or float32, C order; row i belongs to example i
 
-It appears under its name when it is whole. Until then it lies beside it as ``.NAME.partial``, with
-the number of finished rows in ``progress.json``, from which the same command goes on.
+The folder appears atomically, once it is complete. Until then there is ``.NAME.partial`` beside it,
+with the number of finished rows in ``progress.json``, from which the same command resumes.
 """
 
 import hashlib
@@ -31,26 +31,26 @@ from sammi_jax.typing import Float, NpArray
 
 FORMAT = 1
 INFO_FILE, ROWS_FILE, PROGRESS_FILE = "cache.json", "embeddings.npy", "progress.json"
-EMBEDDINGS = "sam_embeddings"  # the examples' name for a row
+EMBEDDINGS = "sam_embeddings"  # name of a row in an example
 _COMMAND = "sammi cache --config FILE --out DIR"
-_PROBES = 8  # pictures whose pixels are compared
-_UNREADABLE = {"sam_sha256": "another SAM's weights", "pixels_sha256": "other pictures"}
+_PROBES = 8  # images whose pixels are compared
+_IN_WORDS = {"sam_sha256": "other weights of SAM", "pixels_sha256": "other images"}
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """Whose embeddings a cache holds.
+    """What the embeddings of a cache belong to.
 
     Attributes:
         format: of the folder.
         sam: the SAM.
         compute_dtype: what the encoder's products were computed in.
         data: name of the training set.
-        preprocessing: what was done to its pictures.
-        image_size: side of the square pictures, in pixels, before SAM's own resize.
+        preprocessing: what was done to its images.
+        image_size: side of the square images, in pixels, before SAM's own resize.
         num_examples: of the set.
         sam_sha256: of the image encoder's parameters, by path.
-        pixels_sha256: of the pixels of a few pictures (`pixels_digest`).
+        pixels_sha256: of the pixels of a few images (`pixels_digest`).
         dtype: of the rows.
     """
 
@@ -71,21 +71,21 @@ class CacheInfo:
         return (self.num_examples, self.sam.grid_size, self.sam.grid_size, self.sam.out_channels)
 
 
-def pixels_digest(picture: Callable[[int], NpArray], num_examples: int) -> str:
-    """SHA-256 of up to 8 pictures, spread over the set: two sets are the same, or hardly."""
+def pixels_digest(image: Callable[[int], NpArray], num_examples: int) -> str:
+    """SHA-256 of up to 8 images, spread over the set, which tells most sets apart."""
     total = hashlib.sha256()
     for index in np.unique(np.linspace(0, num_examples - 1, _PROBES).astype(int)):
-        pixels = picture(int(index))
+        pixels = image(int(index))
         total.update(f"{index} {pixels.shape} {pixels.dtype} ".encode())
         total.update(np.ascontiguousarray(pixels).tobytes())
     return total.hexdigest()
 
 
 def check_same(folder: Path, found: CacheInfo, wanted: CacheInfo, mend: str) -> None:
-    """Refuse a cache that belongs to something else; in which type its rows are does not matter.
+    """Check that a cache is the one that is wanted; the type of its rows may differ.
 
     Raises:
-        SammiError: naming the first difference.
+        SammiError: it is not; the first difference is named.
     """
     theirs, ours = to_dict(found), to_dict(wanted)
     for name in ours:
@@ -97,7 +97,7 @@ def check_same(folder: Path, found: CacheInfo, wanted: CacheInfo, mend: str) -> 
             what = f"sam.{field} {theirs[name][field]!r}, not {ours[name][field]!r}"
         raise SammiError(
             f"{folder}: holds the embeddings of another experiment "
-            f"({_UNREADABLE.get(name, what)}); {mend}"
+            f"({_IN_WORDS.get(name, what)}); {mend}"
         )
 
 
@@ -105,7 +105,7 @@ class SamCache:
     """The rows of a finished cache, memory-mapped.
 
     Raises:
-        SammiError: no such folder, not a cache, or one that is damaged.
+        SammiError: there is no such folder, or it holds no cache or a damaged one.
     """
 
     def __init__(self, folder: str | Path):
@@ -116,7 +116,7 @@ class SamCache:
         self._rows = _open_rows(self.folder, self.info)
 
     def __reduce__(self) -> tuple[type["SamCache"], tuple[Path]]:
-        return SamCache, (self.folder,)  # a worker maps the file itself; the rows are not copied
+        return SamCache, (self.folder,)  # a worker process maps the file itself: no row is copied
 
     def __getitem__(self, index: SupportsIndex) -> Float[NpArray, "g g c"]:
         """The embedding of one example, read from the disk."""
@@ -125,7 +125,7 @@ class SamCache:
 
 @dataclass(frozen=True)
 class WithEmbeddings:
-    """A source whose examples bring their embedding, as ``sam_embeddings``."""
+    """A source whose examples have their embedding as ``sam_embeddings``."""
 
     source: Any
     cache: SamCache
@@ -144,23 +144,26 @@ def _read_info(folder: Path) -> CacheInfo:
         raise SammiError(f"{folder}: has no {INFO_FILE}; a cache is made by '{_COMMAND}'")
     values = read_json(file)
     if values.get("format") != FORMAT:
-        raise SammiError(f"{folder}: format {values.get('format')!r}, not {FORMAT}; make it again")
+        raise SammiError(
+            f"{folder}: format {values.get('format')!r}, not {FORMAT}; delete the folder and make "
+            "it again"
+        )
     try:
         return from_dict(CacheInfo, values)
     except (SammiError, TypeError) as error:  # TypeError: a field is missing
         raise SammiError(
-            f"{file}: {one_line(error)}; remove the folder and make it again"
+            f"{file}: {one_line(error)}; delete the folder and make it again"
         ) from error
 
 
 def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
     """The rows, memory-mapped."""
-    file, mend = folder / ROWS_FILE, f"remove the folder and make it again: {_COMMAND}"
+    file, mend = folder / ROWS_FILE, f"delete the folder and make it again: {_COMMAND}"
     try:
         rows = np.load(file, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise SammiError(
-            f"{file}: missing, damaged or cut short ({one_line(error)}); {mend}"
+            f"{file}: missing, damaged or truncated ({one_line(error)}); {mend}"
         ) from error
     if rows.shape != info.shape or rows.dtype != info.dtype:
         raise SammiError(
@@ -171,13 +174,13 @@ def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
 
 
 class CacheWriter:
-    """Rows of a cache that is being made.
+    """Writes the rows of a cache.
 
-    Written as an ordinary file: a disk that is full is an error there, and the end of the process
-    where the file is mapped.
+    The file is written and not memory-mapped: a full disk would end a process that maps it without
+    an error.
 
     Attributes:
-        done: rows that are on the disk.
+        done: number of rows that are on the disk.
     """
 
     def __init__(self, folder: Path, info: CacheInfo):
@@ -192,7 +195,7 @@ class CacheWriter:
         self._file = file.open("r+b")
 
     def _resume(self) -> int:
-        mend = "it is unfinished: remove it, or finish it with its own configuration"
+        mend = "it is unfinished: delete it, or finish it with its own configuration"
         found = _read_info(self._folder)
         check_same(self._folder, found, self._info, mend)
         if found.dtype != self._info.dtype:
@@ -200,11 +203,11 @@ class CacheWriter:
         progress = self._folder / PROGRESS_FILE
         if not progress.exists():
             return 0
-        _open_rows(self._folder, found)  # still whole
+        _open_rows(self._folder, found)  # raises an error if it is damaged
         return int(read_json(progress).get("rows", 0))
 
     def write(self, rows: Float[NpArray, "n g g c"], start: int) -> None:
-        """Put rows in their place.
+        """Write rows from ``start`` on.
 
         Raises:
             SammiError: a value is not finite in the file's type.
@@ -220,23 +223,23 @@ class CacheWriter:
         self._file.write(np.ascontiguousarray(rows).tobytes())
 
     def save(self, done: int) -> None:
-        """Put on the disk what was written, all rows before ``done``."""
+        """Flush to the disk what was written: all rows before ``done``."""
         self._file.flush()
         os.fsync(self._file.fileno())
         _write_json(self._folder / PROGRESS_FILE, {"rows": done})
         self.done = done
 
     def close(self) -> None:
-        """Write no more."""
+        """Close the file."""
         self._file.close()
 
 
 @contextmanager
 def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]:
-    """Make a cache, or go on with one that was interrupted; it gets its name at the end.
+    """Make a cache, or resume an interrupted one; the folder appears at the end, atomically.
 
     Raises:
-        SammiError: the destination is taken, or what is unfinished there is another cache.
+        SammiError: the folder exists, or the unfinished one beside it is another cache.
     """
     folder = check_destination(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -246,7 +249,7 @@ def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]
     if writer.done != info.num_examples:
         raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
     publish(partial, folder)
-    (folder / PROGRESS_FILE).unlink()  # not before: a run that is killed here loses no row
+    (folder / PROGRESS_FILE).unlink()  # not earlier: a command killed here loses no row
 
 
 def _check_space(where: Path, info: CacheInfo, done: int) -> None:
@@ -255,12 +258,12 @@ def _check_space(where: Path, info: CacheInfo, done: int) -> None:
     if needed > free:
         raise SammiError(
             f"{where}: the cache needs {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free; "
-            "name another disk, or set data.num_examples"
+            "write to another disk, or set data.num_examples"
         )
 
 
 def num_bytes(info: CacheInfo) -> int:
-    """Of all rows."""
+    """Bytes of all rows."""
     return math.prod(info.shape) * np.dtype(info.dtype).itemsize
 
 

@@ -1,4 +1,4 @@
-"""The tasks that `sammi_jax.loop` trains."""
+"""The tasks that `sammi_jax.training.loop` trains."""
 
 from sammi_jax.config.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.errors import SammiError
@@ -9,10 +9,10 @@ from sammi_jax.training.tasks.segment import SegmentTask
 
 
 def make_task(config: TrainConfig) -> Task:
-    """The task that an experiment's ``task`` configures.
+    """The task that ``config.task`` describes.
 
     Raises:
-        SammiError: there is no such task.
+        SammiError: there is no such task, or its configuration or data cannot be used.
     """
     match config.task:
         case CaptionConfig():

@@ -41,15 +41,15 @@ _CLIP_TRAINS = ("query/kernel", "value/kernel")
 
 
 class SegmentRules(Rules[Sammi]):
-    """Model, trainable part and loss: what a step is made of, without data or files.
+    """Model, trainable part and loss: what a training step needs, without data or files.
 
     Args:
-        task: the model and what is asked of it.
+        task: the model and its training.
         ignore_label: label of pixels without a class.
         photographs: whether colors are jittered.
 
     Raises:
-        SammiError: mask noise for a model without masks, or no class a step.
+        SammiError: mask noise for a model without masks, or fewer than one class a step.
     """
 
     def __init__(self, task: SegmentConfig, ignore_label: int, photographs: bool):
@@ -66,17 +66,17 @@ class SegmentRules(Rules[Sammi]):
         return Sammi(self._task.model, rngs=rngs)
 
     def is_trainable(self, path: str) -> bool:
-        """Of CLIP the query and value kernels, nothing of SAM, all the rest."""
+        """Of CLIP the query and value kernels, of SAM nothing, and everything else."""
         if path.startswith("clip/"):
             return path.endswith(_CLIP_TRAINS)
         return not path.startswith("sam/")
 
     def lr_scale(self, path: str) -> float:
-        """CLIP's kernels learn slower."""
+        """CLIP's kernels have a smaller learning rate."""
         return self._task.clip_lr_scale if path.startswith("clip/") else 1.0
 
     def without_remat(self) -> Rules[Sammi]:
-        """The same model and loss, keeping inner values."""
+        """The same model and loss, with all activations kept."""
         return SegmentRules(
             replace(self._task, remat="none"), self._ignore_label, self._photographs
         )
@@ -127,7 +127,7 @@ class SegmentRules(Rules[Sammi]):
     def _sample(
         self, batch: Batch, key: jax.Array
     ) -> tuple[Int[jax.Array, "t p l"], Int[jax.Array, "b h w"]]:
-        """Tokens of the classes that the step asks for, and labels among these."""
+        """Tokens of the step's classes, and labels that are indices into them."""
         token_ids = jnp.asarray(batch.shared["token_ids"])
         labels = jnp.asarray(batch.examples["labels"])
         total, wanted = token_ids.shape[0], self._task.num_classes
@@ -156,14 +156,14 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
         self._token_ids = self._tokenizer(texts, length)[:, None]
 
     def _find_tokenizer(self) -> Tokenizer:
-        """That of the model folder which the text tower comes from."""
+        """The tokenizer of the model folder from which the text tower comes."""
         folder = self._task.segmenter or self._task.clip
         if folder is None:
             return Tokenizer(openshapes.build_tokenizer())
         return Tokenizer.from_folder(folder)
 
     def initial_params(self, seed: int) -> dict[str, Any]:
-        """Fresh, then overlaid with the model folders that the configuration names."""
+        """Fresh parameters, replaced by those of the model folders that the configuration names."""
         params = super().initial_params(seed)
         if self._task.clip is not None:
             folder = read_model(self._task.clip, ["clip"])
@@ -211,7 +211,7 @@ def _data_name(config: TrainConfig) -> str:
 
 
 def _overlay(params: dict[str, Any], source: dict[str, Any], prefix: str, folder: str) -> None:
-    """Put a model folder's parameters in the place of fresh ones."""
+    """Replace fresh parameters by a model folder's."""
     for name, value in source.items():
         path = prefix + name
         if path not in params or params[path].shape != value.shape:
