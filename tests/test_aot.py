@@ -51,11 +51,11 @@ def test_time_mfu_fit_and_choice():
     assert (RESULT.compute_s, RESULT.link_s) == pytest.approx((0.4, 0.1))
     assert RESULT.mfu == pytest.approx(4e14 / (0.5 * 16 * 197e12))
     large = replace(RESULT, memory=17 * 2**30, batch_size=640)
-    refused = replace(RESULT, memory=40 * 2**30, batch_size=6400, cost=None)
+    too_large = replace(RESULT, memory=40 * 2**30, batch_size=6400, cost=None)
     slow = replace(RESULT, cost=Cost(Counter(other=3_000_000_000)))
-    assert _best([large, refused, slow, RESULT]) is RESULT
-    assert _best([large, refused]) is None
-    table = _table([RESULT, refused])
+    assert _best([large, too_large, slow, RESULT]) is RESULT
+    assert _best([large, too_large]) is None
+    table = _table([RESULT, too_large])
     assert (
         "| v5e:4x4 | 16 | 16 x 1 | 64 | 3.00 (16) | 400.00 | 400.0 + 100.0 = 500.0 | 25.4% | "
         "all-reduce 19073.5 |"

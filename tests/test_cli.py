@@ -61,7 +61,7 @@ def wrong_use(capsys, *arguments) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "which command"),
+        ([], "name a command"),
         (["fly"], "invalid choice: 'fly'"),
         (["convert"], "required: kind, SRC, DST"),
         (["convert", "dog", "a", "b"], "invalid choice: 'dog'"),

@@ -102,7 +102,7 @@ SIZES = [(90, 130), (130, 90), (200, 64), (64, 64), (129, 200), (90, 130), (64, 
 @pytest.fixture(scope="module")
 def dataset():
     return Dataset(
-        "pictures",
+        "images",
         Images(SIZES),
         ("a", "b", "c", "d", "e"),
         (0, 1, 2, 3, 3),
@@ -236,7 +236,7 @@ def test_resumes_to_the_bit(dataset, tmp_path):
     assert 0 < len(counted.source.read) < len(SIZES)
     assert not file.exists()
     file.write_bytes(saved[:100])
-    with pytest.raises(SammiError, match=r"pictures\.npz: damaged"):
+    with pytest.raises(SammiError, match=r"images\.npz: damaged"):
         run(counted, tmp_path, identity=identity)
     file.write_bytes(saved)
     counted.source.read.clear()
@@ -261,11 +261,11 @@ def test_bad_labels(dataset, tmp_path):
 
 def test_written_images(dataset, tmp_path):
     run(dataset, tmp_path, save_labels=True, panels=2)
-    files = sorted((tmp_path / "labels" / "pictures").iterdir())
+    files = sorted((tmp_path / "labels" / "images").iterdir())
     assert [file.name for file in files] == [f"a__{i}.png" for i in range(len(SIZES))]
     for file, prediction in zip(files, reference(dataset)[1], strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), prediction)
-    panels = list((tmp_path / "panels" / "pictures").iterdir())
+    panels = list((tmp_path / "panels" / "images").iterdir())
     assert len(panels) == 2
     assert Image.open(panels[0]).size[0] > 3 * SIZES[0][1]
 

@@ -114,7 +114,7 @@ def test_two_conventions_differ():
         ([0.0, 1.0], [0, 1], "integers"),
     ],
 )
-def test_refused(prediction, label, message):
+def test_wrong_input_raises_an_error(prediction, label, message):
     with pytest.raises(SammiError, match=message) as error:
         confusion_matrix(np.array(prediction), np.array(label), 3, 255)
     assert "\n" not in str(error.value)

@@ -188,7 +188,7 @@ def test_devices_that_share_the_labels_choose_the_same_classes(rng):
     assert found == sample(jax.random.key(0), jnp.asarray(labels), 40, 4).tolist() == [0, 1, 2, 11]
 
 
-def test_a_step_without_classes_is_refused():
+def test_a_step_without_classes_raises_an_error():
     with pytest.raises(SammiError, match="num_classes=0: give at least 1"):
         make_task(TrainConfig(task=SegmentConfig(model=CATSEG, num_classes=0)))
 
@@ -219,7 +219,7 @@ def test_a_sampled_step_asks_for_its_classes_only():
     assert float(found) == pytest.approx(float(losses[1](alone)), rel=1e-6)
 
 
-def test_a_model_folder_that_does_not_fit_is_refused(tmp_path):
+def test_a_model_folder_that_does_not_fit_raises_an_error(tmp_path):
     clip = make("caption")
     clip.export(clip.initial_params(0), tmp_path / "clip", 0)
     wider = replace(CATSEG, clip=replace(CATSEG.clip, embed_dim=64))

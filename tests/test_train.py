@@ -197,7 +197,7 @@ def _truncate(checkpoint):
 
 
 DAMAGES = {
-    "data cut short": _truncate,
+    "truncated data": _truncate,
     "no data": lambda checkpoint: shutil.rmtree(checkpoint / "state" / "d"),
     "no state": lambda checkpoint: shutil.rmtree(checkpoint / "state"),
     "no structure": lambda checkpoint: (checkpoint / "state/_METADATA").unlink(),
@@ -224,7 +224,7 @@ def test_a_damaged_checkpoint_is_moved_away(tmp_path, straight, damage):
     assert sorted(p.name for p in (workdir / "checkpoints-damaged").iterdir()) == ["4"]
 
 
-@pytest.mark.parametrize("damage", [DAMAGES["data cut short"], DAMAGES["no metadata"]])
+@pytest.mark.parametrize("damage", [DAMAGES["truncated data"], DAMAGES["no metadata"]])
 def test_all_checkpoints_damaged(tmp_path, straight, damage):
     shutil.copytree(straight, tmp_path / "run")
     for checkpoint in (tmp_path / "run" / "checkpoints").iterdir():
@@ -238,7 +238,7 @@ def test_trainable_paths():
     assert trainable_paths(Dummy()) == ["head/bias", "head/kernel", "norm/bias", "norm/scale"]
 
 
-def test_other_frozen_weights_are_refused(straight):
+def test_other_frozen_weights_raise_an_error(straight):
     class Other(Dummy):
         def initial_params(self, seed):
             params = super().initial_params(seed)
@@ -270,7 +270,7 @@ def test_a_schedule_that_does_not_fit_leaves_the_folder_free(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_experiment_is_refused(straight):
+def test_another_experiment_raises_an_error(straight):
     with pytest.raises(SammiError, match=r"optim\.peak_lr was 0\.01 and is 0\.1"):
         train(Dummy(), replace(CONFIG, optim=OptimConfig(peak_lr=0.1, clip_norm=1.0)), straight)
 

@@ -1,4 +1,4 @@
-"""`sammi cache`: SAM's image embeddings of a training set, computed once."""
+"""``sammi cache``: SAM's image embeddings of a training set, computed once."""
 
 import argparse
 import time
@@ -6,25 +6,33 @@ from pathlib import Path
 
 from sammi_jax.cli.options import add_config_arguments
 
+_DESCRIPTION = """\
+Run the frozen SAM's image encoder over the training set of a configuration. Training with --set
+task.sam_cache=DIR then reads the embeddings instead of computing them (docs/training.md). Run an
+interrupted command again to resume."""
+_EPILOG = """\
+example:
+  sammi cache --config openshapes_sammi --out cache/tiny --set data.num_examples=1000"""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "cache",
         help="compute SAM's image embeddings of a training set once",
-        description="Run the frozen SAM's image encoder over the training set of a configuration. "
-        "Training with --set task.sam_cache=DIR then reads the embeddings instead of computing "
-        "them (docs/training.md). An interrupted command goes on where it was.",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the folder to write"
+        "--out", required=True, type=Path, metavar="DIR", help="the folder to write; must be new"
     )
     parser.add_argument(
         "--dtype",
         choices=("float16", "float32"),
         default="float16",
-        help="of what is stored (default: float16)",
+        help="type of the stored embeddings (default: float16)",
     )
     parser.set_defaults(run=run)
 

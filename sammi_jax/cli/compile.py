@@ -1,4 +1,4 @@
-"""`sammi compile`: the training step compiled for a TPU pod, on any machine."""
+"""``sammi compile``: the training step compiled for a TPU pod, on any machine."""
 
 import argparse
 import os
@@ -12,27 +12,34 @@ if TYPE_CHECKING:
     from sammi_jax.pods.aot import Compiled
 
 _GIB = 2**30
+_DESCRIPTION = """\
+Compile the training step of a configuration for a TPU topology, with libtpu (pip install
+'sammi_jax[tpu]') on this machine's CPU. Reports the memory a chip, FLOPs, collectives, and an
+estimate of the step's time by part; docs/pods.md explains the numbers. Weights, data and a TPU are
+not needed. The batch size is that of all chips together."""
+_EPILOG = """\
+example:
+  sammi compile --config sammi_vitb16 --topology v5e:4x4 --grid 1,4x32,64"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "compile",
-        help="compile a training step for a TPU pod that is not here",
-        description="Compile the training step of a configuration for a TPU topology with libtpu "
-        "(pip install 'sammi_jax[tpu]') on this machine's CPU, and report memory a chip, FLOPs, "
-        "collectives and an estimate of the step's time by part. No weights, data or TPU are "
-        "needed. The batch size is over all chips. docs/pods.md says what each figure is.",
+        help="compile a training step for a TPU pod, without the pod",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="for example v5e:4x4, v5p:2x2x4"
+        "--topology", required=True, metavar="CHIP:SHAPE", help="such as v5e:4x4 or v5p:2x2x4"
     )
     parser.add_argument(
         "--grid",
         metavar="FSDP,..xBATCH,..",
-        help="several sizes of the fsdp axis and several batch sizes, as in 1,4x32,64; the "
-        "fastest combination that fits is named",
+        help="compile all combinations of these mesh.fsdp and batch sizes, such as 1,4x32,64, and "
+        "name the fastest that fits",
     )
     parser.set_defaults(run=run)
 
@@ -71,13 +78,13 @@ def _parse_grid(text: str) -> list[tuple[int, int]]:
         fsdp, batches = ([int(n) for n in part.split(",")] for part in text.split("x"))
     except ValueError:
         raise SammiError(
-            f"--grid {text}: write it as 1,4x32,64: fsdp sizes x batch sizes"
+            f"--grid {text}: write sizes of mesh.fsdp, an x, and batch sizes: 1,4x32,64"
         ) from None
     return [(f, b) for f in fsdp for b in batches]
 
 
 def _best(results: Sequence["Compiled"]) -> "Compiled | None":
-    """Most images a second by the estimate, of those that fit."""
+    """The one with the most images a second by estimate, of those that fit."""
     fitting = [result for result in results if result.fits]
     rate = lambda r: r.batch_size / r.estimated_s if r.estimated_s else 0.0  # noqa: E731
     return max(fitting, key=rate, default=None)

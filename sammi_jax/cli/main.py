@@ -1,9 +1,9 @@
-"""The ``sammi`` command: finds the subcommand, and turns errors into one line and an exit code.
+"""The ``sammi`` command: runs a subcommand, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 could not do it, 2 wrong use, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong use, 130 interrupted; 75 of `sammi_jax.parallel.run`.
 
 A command is a module of this package with ``add_parser(subparsers)`` and ``run(args) -> int``,
-listed in `COMMANDS`. It imports what is heavy inside ``run``, so that ``--help`` is quick.
+listed in `COMMANDS`. Slow imports are inside ``run``, so that ``--help`` is quick.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sammi",
         description=_DESCRIPTION,
-        epilog="'sammi COMMAND --help' explains a command.",
+        epilog="'sammi COMMAND --help' explains a command and gives an example.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"sammi_jax {__version__}")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
-        parser.error("which command? 'sammi --help' lists them")
+        parser.error("name a command; 'sammi --help' lists them")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except SammiError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # the reader of our output (a pager, head) has gone
+    except BrokenPipeError:  # what reads our output (a pager, head) has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:

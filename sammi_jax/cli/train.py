@@ -7,9 +7,12 @@ from typing import Any
 
 from sammi_jax.cli.options import add_config_arguments, add_job_arguments
 
-_EXAMPLE = """\
+_DESCRIPTION = """\
+Train an experiment. Where DIR holds checkpoints, training resumes from the newest one. The trained
+model folder is DIR/model (docs/training.md)."""
+_EPILOG = """\
 Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM came and the state is saved,
-or another process of the job was lost: run the same command again (in all processes) to resume.
+or a process of the job was lost: run the same command again (in all processes) to resume.
 
 example:
   sammi train --config openshapes_clip --workdir runs/clip --set steps=100 --set log_every=5"""
@@ -20,14 +23,17 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "train",
         help="train an experiment; resumes by itself",
-        description="Train an experiment. Where DIR holds checkpoints, training resumes from the "
-        "newest one. The trained model folder is DIR/model (docs/training.md).",
-        epilog=_EXAMPLE,
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--workdir", metavar="DIR", required=True, type=Path, help="for checkpoints and the model"
+        "--workdir",
+        metavar="DIR",
+        required=True,
+        type=Path,
+        help="folder for checkpoints, log and model",
     )
     add_job_arguments(parser)
     parser.set_defaults(run=run)

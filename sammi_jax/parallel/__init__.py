@@ -1,1 +1,1 @@
-"""Devices as a mesh, batches on it, and jobs of several processes."""
+"""Devices as a mesh, batches on them, and jobs of several processes."""

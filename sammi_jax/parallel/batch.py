@@ -1,4 +1,4 @@
-"""A training batch: what a step sees, and how it is placed on the mesh."""
+"""A training batch: the arrays of one step, and their place on the mesh."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +15,11 @@ from sammi_jax.parallel.mesh import batch_sharding, replicated
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """What one training step sees.
+    """The arrays of one training step.
 
     Attributes:
-        examples: arrays whose leading axis is the batch; it is split over the devices.
-        shared: arrays that belong to all examples (token ids of the classes); replicated.
+        examples: arrays whose leading axis is the batch, which is split over the devices.
+        shared: arrays that belong to all examples (token ids of the classes), replicated.
     """
 
     examples: dict[str, Any]
@@ -30,10 +30,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Check that a batch splits evenly over the mesh, in ``accumulate`` parts.
 
     Raises:
-        SammiError: it does not, or there is less than one part.
+        SammiError: it does not, or ``accumulate`` is below 1.
     """
     if accumulate < 1:
-        raise SammiError(f"accumulate={accumulate}: give the number of parts of a batch, from 1")
+        raise SammiError(f"accumulate={accumulate}: give at least 1 part")
     if batch_size % (mesh.size * accumulate):
         parts = "" if accumulate == 1 else f" x accumulate={accumulate}"
         raise SammiError(
@@ -48,8 +48,8 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
         name: jax.make_array_from_process_local_data(sharding, value)
         for name, value in batch.examples.items()
     }
-    # Not jax.device_put: between processes it compares the values by a collective, which must not
-    # run in the thread that reads ahead.
+    # Not jax.device_put: in a job it compares the processes' values by a collective, which must not
+    # run in the thread that prefetches.
     whole = replicated(mesh)
     shared = {
         name: jax.make_array_from_process_local_data(whole, np.asarray(value))
@@ -59,7 +59,7 @@ def put_batch(batch: Batch, mesh: Mesh) -> Batch:
 
 
 def fetch(array: Any) -> np.ndarray:
-    """A whole array in this process's memory, where its parts may lie in others'."""
+    """The whole array as numpy, also where other processes hold parts of it."""
     if not isinstance(array, jax.Array) or array.is_fully_addressable:
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -1,20 +1,19 @@
-"""What one run of a program compiled for a TPU costs a chip, read from its optimized HLO text.
+"""The cost of one run of a program compiled for a TPU, on one chip, read from its optimized HLO.
 
 XLA's own totals (``compiled.cost_analysis()``: ``flops``, ``optimal_seconds``) count the body of a
-loop once, however often it runs. Here loops are multiplied out: from ENTRY on, everything in a body
-counts once an iteration. The trip count is the bound that the loop's condition compares with;
-`jax.lax.scan`, ``map`` and ``fori_loop`` count from 0 by 1. Of a choice at run time the dearest
-branch counts.
+loop once, however often it runs. Here, from ENTRY on, everything in a loop's body counts once for
+each iteration. The number of iterations is the bound that the loop's condition compares with;
+`jax.lax.scan`, ``map`` and ``fori_loop`` count from 0 in steps of 1. Of a branch at run time the
+most expensive alternative counts.
 
-What the sums hold and leave out:
+What the sums contain:
 
-- ``cycles``: the estimate that libtpu's cost model writes beside an instruction
-  (``estimated_cycles``). It covers arithmetic and the reads and writes of the instruction itself.
-  Instructions without one (small copies, scalars) and the time to start an instruction are left
-  out.
+- ``cycles``: the estimates of libtpu's cost model (``estimated_cycles`` of an instruction). They
+  cover arithmetic and the reads and writes of the instruction itself, but neither instructions
+  without an estimate (small copies, scalars) nor the time to start an instruction.
 - ``sent``: bytes that each kind of collective sends, as a ring over its group would (`_sent`).
-- ``copied``: bytes of the asynchronous copies between HBM and the on-chip memory. They run beside
-  the arithmetic and are no part of ``cycles``.
+- ``copied``: bytes of the asynchronous copies between HBM and the on-chip memory. They run in
+  parallel with arithmetic and are not part of ``cycles``.
 """
 
 import re
@@ -60,7 +59,7 @@ class Cost:
         cycles: by part of the model.
         sent: bytes by kind of collective.
         copied: bytes.
-        unknown_loops: loops whose trip count the text does not tell; they counted as one iteration.
+        unknown_loops: loops of an unknown number of iterations, counted as one iteration.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
@@ -81,14 +80,14 @@ def program_cost(text: str, scopes: Iterable[str] = ()) -> Cost:
 
     Args:
         text: ``compiled.as_text()``.
-        scopes: names given by `jax.named_scope`; ``cycles`` are told apart by the innermost of
-            them, and within it by whether they belong to the backward pass (``NAME backward``).
+        scopes: names given by `jax.named_scope`. ``cycles`` are summed by the innermost of them,
+            apart for the backward pass (``NAME backward``).
     """
     return _Walk(text, scopes).run()
 
 
 class _Walk:
-    """The computations of a program, and the walk over them."""
+    """The computations of a program, and the sums over them."""
 
     def __init__(self, text: str, scopes: Iterable[str]):
         self.computations: dict[str, dict[str, Instruction]] = {}
@@ -112,7 +111,7 @@ class _Walk:
         total = Cost()
         for instruction in self.computations.get(name, {}).values():
             self._instruction(total, name, instruction, self._part(instruction, part))
-        fused = {}  # a collective that goes on during several fusions is written in each of them
+        fused = {}  # a collective that overlaps several fusions is written in each of them
         for instruction in self.computations.get(name, {}).values():
             if instruction.opcode in ("fusion", "async-start"):
                 fused.update(self._fused_collectives(instruction.called("calls")))
@@ -155,7 +154,7 @@ class _Walk:
         total.cycles[part] += int(item.find(r'"estimated_cycles":"(\d+)"') or 0)
 
     def _part(self, item: Instruction, part: str) -> str:
-        """The scope of an instruction; that of the loop around it where it has no name."""
+        """The scope of an instruction; without a name, that of the loop around it."""
         name = item.find(r'op_name="([^"]*)"')
         found = self.scope.findall(name or "")
         if not found:
@@ -173,7 +172,7 @@ class _Walk:
         return int(bounds[0]) if counted and len(bounds) == 1 and bounds[0] else None
 
     def _group(self, item: Instruction) -> int:
-        """How many chips take part together."""
+        """The number of chips that take part."""
         if listed := item.find(r"replica_groups=\{\{([\d,]+)\}"):
             return listed.count(",") + 1
         if sizes := item.find(r"replica_groups=\[(?:\d+,)*(\d+)\]"):

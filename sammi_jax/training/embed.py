@@ -1,4 +1,4 @@
-"""SAM's image encoder over a training set, once, into a cache (`data.input.embeddings`)."""
+"""SAM's embeddings of a whole training set, computed once (`sammi_jax.data.input.embeddings`)."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -27,7 +27,7 @@ from sammi_jax.training.tasks.segment_data import ENCODER, describe_embeddings, 
 from sammi_jax.typing import Float, NpArray, UInt8
 from sammi_jax.weights.params import build
 
-SAVE_EVERY = 50  # batches that an interruption may cost
+SAVE_EVERY = 50  # batches; those since the last save are lost when the command is interrupted
 
 Encode = Callable[[UInt8[NpArray, "b s s 3"]], Float[NpArray, "b g g c"]]
 
@@ -35,7 +35,7 @@ Encode = Callable[[UInt8[NpArray, "b s s 3"]], Float[NpArray, "b g g c"]]
 def make_cache(
     config: TrainConfig, out: str | Path, dtype: Literal["float16", "float32"] = "float16"
 ) -> CacheInfo:
-    """Encode every example of the training set; goes on where it was interrupted.
+    """Encode every example of the training set; resumes where it was interrupted.
 
     Args:
         config: the experiment that will train; batches are of its size.
@@ -43,12 +43,12 @@ def make_cache(
         dtype: of the rows.
 
     Raises:
-        SammiError: the experiment has no use for a cache, or ``out`` is taken.
+        SammiError: the experiment cannot use a cache, or ``out`` exists.
     """
     if not isinstance(config.task, SegmentConfig):
         raise SammiError("only segmentation experiments use SAM's embeddings")
     task = replace(config.task, sam_cache=None)
-    describe_embeddings(config, task)  # refuses, before weights are read
+    describe_embeddings(config, task)  # raises an error before weights are read
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh)
     params = SegmentTask(replace(config, task=task), task).initial_params(config.seed)
@@ -65,13 +65,13 @@ def make_cache(
 
 
 def make_encoder(sam: SamConfig, params: dict[str, Any], dtype: str, mesh: Mesh) -> Encode:
-    """SAM's encoder of square crops, compiled for the mesh.
+    """SAM's encoder of square crops (RGB 0..255), compiled for the mesh.
 
     Args:
-        sam: whose encoder.
-        params: its parameters by path.
+        sam: the model's configuration.
+        params: of the encoder, by path.
         dtype: what its products compute in.
-        mesh: over which batches are split.
+        mesh: the devices over which batches are split.
     """
 
     def encode(params: dict[str, Any], images: jax.Array) -> jax.Array:
@@ -99,7 +99,7 @@ def _write_all(
     ):
         for number, batch in enumerate(made, start):
             images = batch["image"]
-            # The last batch is filled up, so that there is one program.
+            # The last batch is filled up, so that one program serves for all.
             rows = encode(np.resize(images, (size, *images.shape[1:])))[: len(images)]
             writer.write(rows, number * size)
             if (number + 1) % SAVE_EVERY == 0 or number + 1 == len(batches):

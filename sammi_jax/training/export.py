@@ -1,4 +1,4 @@
-"""A checkpoint of `train.py` as a model folder, while its run goes on or after it was given up."""
+"""A checkpoint of a run as a model folder; the run may be in progress, stopped or finished."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from sammi_jax.weights.kinds import Kind
 
 
 def find_run(source: Path) -> tuple[Path, int | None] | None:
-    """The work folder and the step that a path means; None where it means no run of training.
+    """The work folder and the step that a path names; None where it is no run of training.
 
-    ``RUN`` and ``RUN/checkpoints`` mean the newest checkpoint (None), ``RUN/checkpoints/STEP``
-    that step.
+    The step is None, for the newest, with ``RUN`` and ``RUN/checkpoints``, and given with
+    ``RUN/checkpoints/STEP``.
     """
     source = source.expanduser().absolute()
     step = None
@@ -39,24 +39,24 @@ def kind_of_run(config: TrainConfig) -> Kind:
 
 
 def convert_run(workdir: Path, step: int | None, destination: Path) -> int:
-    """Make a model folder of a run's checkpoint, whole or not at all.
+    """Make a model folder of a run's checkpoint, atomically.
 
     Args:
         workdir: of the run; it is only read. What its configuration names (model folders, data)
             must still be there.
-        step: of the checkpoint; None: the newest.
+        step: of the checkpoint; None: of the newest.
         destination: the model folder; it must not exist, or be empty.
 
     Returns:
         The step.
 
     Raises:
-        SammiError: no run, no such checkpoint, or one that is damaged or of another model.
+        SammiError: there is no such run or checkpoint, or it is damaged or of another model.
     """
     check_destination(destination)
     steps = checkpoint_steps(workdir)
     if not steps or step not in (None, *steps):
-        there = f"there are {', '.join(map(str, steps))}" if steps else "there is none yet"
+        there = f"there are {', '.join(map(str, steps))}" if steps else "there are none yet"
         raise SammiError(f"{workdir / CHECKPOINTS_FOLDER}: no such checkpoint; {there}")
     step = steps[-1] if step is None else step
     config = read_run_config(workdir)
@@ -64,7 +64,7 @@ def convert_run(workdir: Path, step: int | None, destination: Path) -> int:
     params = {path: np.asarray(value) for path, value in task.initial_params(config.seed).items()}
     chosen = trainable_paths(task)
     frozen = {path: value for path, value in params.items() if path not in chosen}
-    here = SingleDeviceSharding(jax.local_devices()[0])  # wherever it was saved from
+    here = SingleDeviceSharding(jax.local_devices()[0])  # whatever devices it was saved from
     shapes = {
         path: jax.ShapeDtypeStruct(params[path].shape, params[path].dtype, sharding=here)
         for path in chosen

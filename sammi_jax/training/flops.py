@@ -1,4 +1,4 @@
-"""FLOPs of a traced function (its products and convolutions, loops unrolled) and of devices."""
+"""FLOPs of a traced function (matrix products and convolutions) and peaks of devices."""
 
 from collections.abc import Callable, Iterator
 from math import prod
@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-# Published peaks in bfloat16, dense, of one device, by what its ``device_kind`` begins with.
+# Published peaks of one device in bfloat16 (dense), by the beginning of its ``device_kind``.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -19,16 +19,16 @@ PEAK_FLOPS = {
 
 
 def peak_flops() -> float | None:
-    """FLOP/s in bfloat16 of this process's devices; None where they are not known."""
+    """FLOP/s in bfloat16 of one of this process's devices; None where they are not known."""
     kind = jax.local_devices()[0].device_kind
     return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), None)
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> float:
-    """Two for each multiply-add of ``function(*args)``; arguments may be shapes.
+    """FLOPs of ``function(*args)``, two for each multiply-add; arguments may be shapes.
 
-    Products inside `jax.lax.scan` count once an iteration; inside a `jax.lax.while_loop`, whose
-    number of iterations no trace knows, once. Everything that is no product is left out.
+    Products inside `jax.lax.scan` count once for each iteration; inside a `jax.lax.while_loop`,
+    whose number of iterations is not in the trace, once. All other operations are left out.
     """
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -55,10 +55,10 @@ def _product(equation: Any) -> float:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs that an equation runs; of a choice, the one with the fewest products.
+    """The jaxprs that an equation runs; of the branches of a ``cond``, the one with fewest FLOPs.
 
-    A choice by platform is between forms of one thing, and what a form multiplies beyond the least
-    is no part of the thing.
+    A ``cond`` by platform chooses between implementations of one result, and FLOPs above the
+    cheapest implementation's are not necessary for it.
     """
     if equation.primitive.name == "cond":
         yield min((branch.jaxpr for branch in equation.params["branches"]), key=_count)

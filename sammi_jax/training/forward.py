@@ -22,9 +22,17 @@ def forward_crops(
     perturb: Perturb | None = None,
     sam_embeddings: Float[Array, "b g g c"] | None = None,
 ) -> SegmenterOutput:
-    """The training forward pass: square crops (RGB 0..255), each seen whole by CLIP and by SAM.
+    """The forward pass of training: CLIP and SAM each see the whole of every square crop.
 
-    ``sam_embeddings`` are those of the crops (`sam_crops`), where they were computed before.
+    Args:
+        model: CAT-Seg or SAM-MI.
+        images: RGB 0..255.
+        token_ids: of the classes, for each prompt.
+        class_mask: False for classes that only pad the axis.
+        pooling_size: of the class attention.
+        remat: which activations the backward pass recomputes.
+        perturb: what changes SAM's masks, if anything.
+        sam_embeddings: of the crops (`sam_crops`), where they were computed before.
     """
     config = model.config
     sam_input = None

@@ -24,9 +24,10 @@ def segmentation_loss(
     Args:
         logits: of each class; enlarged to the labels' size (bilinear, ``align_corners=False``).
         labels: index of each pixel's class, or ``ignore_label``.
-        class_mask: False for classes that only pad the axis; they do not count.
+        class_mask: False for classes that only pad the axis; they are left out.
         ignore_label: label of pixels without a class.
-        ignored_as_negative: ignored pixels count as "no class" (the reference); else not at all.
+        ignored_as_negative: ignored pixels count as pixels of no class (as in the reference); if
+            False they are left out.
     """
     size = (labels.shape[1], labels.shape[2])
     logits = resize(logits[..., None], size, "bilinear", align_corners=False)[..., 0]

@@ -1,4 +1,4 @@
-"""What the training loop asks of a task. The loop knows nothing else about models or data."""
+"""The interface between the training loop and a task; the loop knows no model and no data set."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nnx.Module)
 
 
 class Rules(ABC, Generic[M]):
-    """A model, what of it trains, and its loss: all that a training step is made of."""
+    """A model, which of its parameters train, and its loss: what a training step needs."""
 
     @abstractmethod
     def make(self, rngs: nnx.Rngs) -> M:
@@ -35,7 +35,7 @@ class Rules(ABC, Generic[M]):
         return 1.0
 
     def without_remat(self) -> "Rules[M]":
-        """The same rules, computing nothing twice: for counting the work that a step needs."""
+        """The same rules without recomputed activations, to count the FLOPs that a step needs."""
         return self
 
     @abstractmethod
@@ -46,10 +46,10 @@ class Rules(ABC, Generic[M]):
 
 
 class Task(Rules[M]):
-    """Rules with data and files: what the training loop runs."""
+    """Rules, and the data and files around them: what the training loop runs."""
 
     def initial_params(self, seed: int) -> dict[str, Any]:
-        """All parameters and buffers by path, at step 0. The same for the same seed."""
+        """All parameters and buffers by path, at step 0: the same for the same seed."""
         return flat_params(self.make(Keys(seed)))
 
     @abstractmethod

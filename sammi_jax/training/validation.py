@@ -1,4 +1,4 @@
-"""Evaluation inside of training: the model of the moment on the data sets of ``validation``."""
+"""Evaluation during training, on the data sets of the configuration's ``validation``."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +19,11 @@ _LOGGED = ("miou", "seen_miou", "unseen_miou", "harmonic_mean", "points_per_imag
 
 
 class Validation:
-    """The data sets, opened once, and the programs, compiled once.
+    """Evaluates the present parameters. Data sets are opened once, programs compiled once.
 
     Raises:
-        SammiError: ``validate_every`` is no multiple of ``checkpoint_every``, the task has nothing
-            to evaluate, or a data set cannot be opened.
+        SammiError: ``validate_every`` is not a multiple of ``checkpoint_every``, the task makes no
+            label maps, or a data set cannot be opened.
     """
 
     def __init__(self, task: Task, config: TrainConfig, mesh: Mesh, workdir: Path):
@@ -39,7 +39,7 @@ class Validation:
         if config.validate_every < 1 or config.validate_every % config.checkpoint_every:
             raise SammiError(
                 f"validate_every={config.validate_every} is not a multiple of checkpoint_every="
-                f"{config.checkpoint_every}: what is evaluated is also saved"
+                f"{config.checkpoint_every}: each evaluated state is also saved"
             )
         data_dir = None if config.data.data_dir is None else Path(config.data.data_dir)
         self._datasets = [
@@ -57,7 +57,7 @@ class Validation:
     def __call__(self, params: Mapping[str, Any], step: int) -> dict[str, float]:
         """Evaluate: numbers by name, and as `SCORE` the mean of the data sets' mIoU.
 
-        Pictures, where ``eval`` asks for them, go to ``workdir/validation/STEP``.
+        Images that ``config.eval`` asks for go to ``workdir/validation/STEP``.
         """
         params = {path: fetch(value) for path, value in params.items()}
         self._show(params)
@@ -74,7 +74,7 @@ class Validation:
         return values | {SCORE: sum(scores) / len(scores)}
 
     def _show(self, params: Mapping[str, Any]) -> None:
-        """Give the predictor these parameters; it is made at the first call."""
+        """Put these parameters into the predictor, which is made at the first call."""
         if self._predictor is not None:
             self._predictor.replace_params(params)
             return

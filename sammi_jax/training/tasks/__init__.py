@@ -9,10 +9,10 @@ from sammi_jax.training.tasks.segment import SegmentTask
 
 
 def make_task(config: TrainConfig) -> Task:
-    """The task that an experiment's ``task`` configures.
+    """The task that ``config.task`` describes.
 
     Raises:
-        SammiError: there is no such task.
+        SammiError: there is no such task, or its configuration or data cannot be used.
     """
     match config.task:
         case CaptionConfig():

@@ -1,8 +1,8 @@
-"""Image-text alignment that also holds patch by patch: how the tiny CLIP of the demo is trained.
+"""Image-text alignment, also for single patches: how the demo's tiny CLIP is trained.
 
-A CLIP that learns from its class token alone has useless dense features when it is tiny
+The dense features of a tiny CLIP that learns from its class token alone are useless
 (docs/openshapes.md). The pooled dense loss scores an image and a text by a soft maximum over
-patches, so that every caption must be found somewhere in the image.
+patches, so that some patch of the image must match every caption.
 """
 
 from pathlib import Path
@@ -54,10 +54,11 @@ def contrastive_loss(
 def both_features(
     model: Clip, images: Float[Array, "b s s 3"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"]]:
-    """Class-token and dense features (unit length) in one pass: the towers differ in one block.
+    """Class-token and dense features (unit length), which differ in the last block only.
 
-    The dense mode adds the class token to every patch (docs/catseg.md part a). Here it is another
-    image's: with its own, each patch would know the whole image, and nothing would be located.
+    The dense mode adds the class token to every patch (docs/catseg.md part a). Here it is the class
+    token of another image: with that of its own image, each patch would know the whole image, and
+    the loss would not teach where things are.
     """
     tower = model.vision
     tokens, _ = tower.embed(images)

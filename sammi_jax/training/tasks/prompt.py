@@ -1,8 +1,9 @@
-"""A tiny SAM learns what a point means: the whole object, the part, the subpart.
+"""A tiny SAM learns the three masks of a point: the whole object, its part, its subpart.
 
-SAM itself learns from one annotated mask a prompt and lets the best of its three outputs answer
-(arXiv 2304.02643, section 3). In OpenShapes all three answers are known, so each output has its own
-target. Loss as there (appendix A): focal : dice = 20 : 1, and the IoU head's squared error.
+SAM itself learns from one annotated mask for each prompt, with the loss of the best of its three
+outputs (arXiv 2304.02643, section 3). In OpenShapes all three masks are known, so each output has a
+target of its own. The loss is SAM's (appendix A): focal : dice = 20 : 1, and the IoU head's squared
+error.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a segmenter trains on: the labeled set, and where they are cached SAM's embeddings."""
+"""The data of a segmenter's training: the labeled set, and cached embeddings of SAM."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,19 +15,23 @@ from sammi_jax.errors import SammiError
 from sammi_jax.training.checkpoint import digest
 
 ENCODER = "sam/image_encoder/"  # of the paths of its parameters
-_MEND = "make one for this one: sammi cache --config FILE --out DIR"
+_MEND = "make one for this experiment: sammi cache --config FILE --out DIR"
 
 
 def is_random(data: DataConfig) -> bool:
-    """Whether an example looks different from epoch to epoch: crop, mirror, colors."""
+    """Whether an example differs from epoch to epoch: crop, mirror, colors."""
     return data.name != OPENSHAPES and data.augment == "random"
 
 
 def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, list[Any]]:
-    """The labeled set, and what is done to its examples: nothing to scenes that are drawn."""
+    """The labeled set, and the transforms of its examples (OpenShapes has none).
+
+    Raises:
+        SammiError: it cannot be opened, or not be trained on.
+    """
     data, size = config.data, task.model.crop_size
     if data.num_examples is not None and data.num_examples < 1:
-        raise SammiError(f"data.num_examples={data.num_examples}: train on one example at least")
+        raise SammiError(f"data.num_examples={data.num_examples}: give at least 1")
     if data.name == OPENSHAPES:
         view = openshapes.get_view(data.view).only_seen()
         source = openshapes.OpenShapes(
@@ -38,7 +42,9 @@ def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, lis
     folder = None if data.data_dir is None else Path(data.data_dir)
     dataset = open_dataset(data.name, data.num_examples, data_dir=folder)
     if dataset.merge != tuple(range(len(dataset.class_names))):
-        raise SammiError(f"{data.name}: several texts share a class, so it is for evaluation only")
+        raise SammiError(
+            f"{data.name}: several texts share a class, so it can only be evaluated on"
+        )
     crop = TrainCrop(size, dataset.ignore_label) if is_random(data) else WholeImage(size)
     return dataset, [crop]
 
@@ -46,32 +52,32 @@ def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, lis
 def describe_embeddings(
     config: TrainConfig, task: SegmentConfig, params: Mapping[str, Any] | None = None
 ) -> CacheInfo:
-    """Whose embeddings training needs; without ``params`` the SAM's weights are left open.
+    """What the embeddings of this training belong to; without ``params`` the digest is left out.
 
     Raises:
         SammiError: the model has no SAM, or the embeddings would not be the same in every epoch.
     """
     if task.model.masks is None:
-        raise SammiError("this model has no SAM (task.model.masks), so it has nothing to cache")
+        raise SammiError("this model has no SAM (task.model.masks), so there is nothing to cache")
     if is_random(config.data):
         raise SammiError(
             f"{config.data.name} is trained with random crops and colors, so SAM's embeddings "
-            "differ from epoch to epoch; set data.augment=none to train on whole pictures"
+            "differ from epoch to epoch; set data.augment=none to train on whole images"
         )
     dataset, transforms = training_set(config, task)
-    pictures = in_order(dataset.source, transforms, batch_size=1)
-    picture = lambda index: cast(dict[str, Any], pictures[index])["image"][0]  # noqa: E731
+    images = in_order(dataset.source, transforms, batch_size=1)
+    image = lambda index: cast(dict[str, Any], images[index])["image"][0]  # noqa: E731
     drawn = config.data.name == OPENSHAPES
     return CacheInfo(
         format=FORMAT,
         sam=task.model.masks.sam,
         compute_dtype=config.compute_dtype,
         data=f"{OPENSHAPES}/train of seed {config.seed}" if drawn else config.data.name,
-        preprocessing="none" if drawn else "whole picture squashed to a square (Pillow, bilinear)",
+        preprocessing="none" if drawn else "whole image squashed to a square (Pillow, bilinear)",
         image_size=task.model.crop_size,
         num_examples=len(dataset.source),
         sam_sha256="" if params is None else encoder_digest(params),
-        pixels_sha256=pixels_digest(picture, len(dataset.source)),
+        pixels_sha256=pixels_digest(image, len(dataset.source)),
         dtype="float16",
     )
 
@@ -82,10 +88,10 @@ def encoder_digest(params: Mapping[str, Any]) -> str:
 
 
 def open_cache(config: TrainConfig, task: SegmentConfig, folder: str) -> SamCache:
-    """The cache that the task names, for these pictures and this architecture.
+    """The cache in this folder.
 
     Raises:
-        SammiError: it is another's, damaged or not there.
+        SammiError: it is missing, damaged, or of other images or another architecture.
     """
     wanted = describe_embeddings(config, task)
     cache = SamCache(folder)
@@ -94,10 +100,10 @@ def open_cache(config: TrainConfig, task: SegmentConfig, folder: str) -> SamCach
 
 
 def check_weights(cache: SamCache, params: Mapping[str, Any]) -> None:
-    """Refuse a cache of other weights than the model's.
+    """Check that a cache belongs to the model's weights.
 
     Raises:
-        SammiError: they are others.
+        SammiError: it belongs to others.
     """
     wanted = replace(cache.info, sam_sha256=encoder_digest(params))
     check_same(cache.folder, cache.info, wanted, _MEND)
