@@ -1,6 +1,6 @@
-"""What an experiment is: frozen dataclasses, their file, and the ``--set`` overrides.
+"""What an experiment is, as frozen dataclasses.
 
-A configuration file is Python that defines ``config``, a `TrainConfig`; its docstring says the
+A configuration file is Python that defines ``config``, a `TrainConfig`; its docstring gives the
 command, the hardware, the time and the expected result. Building one touches no device.
 """
 
@@ -22,9 +22,9 @@ class DataConfig:
 
     # "openshapes", or a set that 'sammi datasets prepare' made, such as "coco_stuff_171/train".
     name: str = OPENSHAPES
-    data_dir: str | None = None  # where prepared sets lie
+    data_dir: str | None = None  # where prepared sets are
     num_examples: int | None = None  # train on the first ones only; None: all
-    # Photographs: "random" is CAT-Seg's crop, mirror and color jitter; "none" the whole picture
+    # Photographs: "random" is CAT-Seg's crop, mirror and color jitter; "none" the whole image
     # squashed to the crop's side, the same in every epoch. OpenShapes has neither.
     augment: Literal["random", "none"] = "random"
     workers: int = 0  # processes that decode and crop; 0: threads of the training process
@@ -68,7 +68,7 @@ class CaptionConfig(TaskConfig):
 
     kind: ClassVar[str] = "caption"
     model: ClipConfig = ClipConfig()
-    init: str | None = None  # model folder of a CLIP to go on from
+    init: str | None = None  # model folder of a CLIP to start from
     dense_weight: float = 0.5  # of the pooled dense loss
     image_weight: float = 0.4  # of the usual loss on the class token
     dense_scale: float = 12.0  # inverse temperature of a patch's cosine in the pooled score
@@ -80,7 +80,7 @@ class PromptConfig(TaskConfig):
 
     kind: ClassVar[str] = "prompt"
     model: SamConfig = SamConfig()
-    init: str | None = None  # model folder of a SAM to go on from
+    init: str | None = None  # model folder of a SAM to start from
     points_per_image: int = 8
     focal_weight: float = 20.0  # SAM's own 20 : 1 : 1 (arXiv 2304.02643, appendix A)
     dice_weight: float = 1.0
@@ -132,8 +132,8 @@ class SegmentConfig(TaskConfig):
     clip_lr_scale: float = 0.01  # CLIP's query and value kernels; all else of it is frozen
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
     ignored_as_negative: bool = True
-    # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a
-    # third more work; "elementwise" costs next to no products.
+    # What the backward pass recomputes (config.model.Remat): "full" saves the most memory, for
+    # about a third more work; "elementwise" costs almost no matrix products.
     remat: Remat = "none"
     # Classes that a step (with ``accumulate``, each of its parts) asks for: those present first,
     # then others, at random; None: all.
@@ -160,7 +160,7 @@ class EvalConfig:
     class_chunk: int = 32  # classes whose score maps are in memory at once
     max_buckets: int = 8  # shapes of label maps, hence compilations of the read-out
     save_labels: bool = False  # predicted label maps, as PNG
-    panels: int = 0  # pictures of this many images: image, truth, prediction, masks and points
+    panels: int = 0  # figures of this many images: image, truth, prediction, masks and points
     save_every: int = 50  # steps between two savings of what an interrupted evaluation resumes from
 
 
