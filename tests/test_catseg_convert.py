@@ -82,7 +82,7 @@ def test_released_sizes_are_recognized(size, keys, total):
     config = SEGMENTER_SIZES[size]
     expected = abstract_params(lambda: Sammi(config, rngs=nnx.Rngs(0)))
     empty = {path: np.broadcast_to(np.float32(0), v.shape) for path, v in expected.items()}
-    rules = model_rules(config, clip.Layout("catseg", CLIP_PREFIX))
+    rules = model_rules(config, clip.KeyNames("catseg", CLIP_PREFIX))
     tensors = invert_rules(empty, rules)
     assert sum(np.size(value) for value in tensors.values()) == total
     for i in (0, 1):

@@ -1,6 +1,7 @@
 """The command line itself: help, exit codes, one-line errors, inspect, and the tokenizer's ways."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from test_folder import CLIP, CONFIGS, random_params, write
 
 from sammi_jax.cli import inspect
-from sammi_jax.cli.main import main
+from sammi_jax.cli.main import main, make_parser
 from sammi_jax.convert.catseg import CLIP_PREFIX
-from sammi_jax.convert.clip import clip_rules, detect_layout
+from sammi_jax.convert.clip import clip_rules, detect_key_names
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.text.tokenizer import END, START
 from sammi_jax.weights.kinds import buffer_paths
@@ -41,6 +42,22 @@ def test_help_is_readable_and_needs_no_jax():
     assert done.returncode == 0, done.stderr
     for command in ("convert", "inspect", "segment"):
         assert f"\n    {command} " in done.stdout
+
+
+@pytest.mark.parametrize("command", ["convert", "inspect", "segment"])
+def test_help_of_a_command(capsys, monkeypatch, command):
+    """It fits a terminal of 100 columns and ends in an example that the parser takes."""
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 100
+    examples = text.partition("\nexample")[2].splitlines()[1:]
+    assert examples
+    for line in examples:
+        name, *arguments = shlex.split(line)
+        assert (name, arguments[0]) == ("sammi", command)
+        make_parser().parse_args(arguments)
 
 
 def test_module_is_the_command():
@@ -114,7 +131,7 @@ def test_inspect_model_folder(tmp_path, capsys, kind):
     assert main(["inspect", str(tmp_path / "m")]) == 0
     out = capsys.readouterr().out
     assert f"kind          {kind}" in out
-    assert "tokenizer     none: takes token ids only" in out
+    assert "tokenizer     none: the model cannot read text" in out
     assert "initialized   dmi" in out
     prefix = "" if kind == "clip" else "clip."
     assert f"  {prefix}vision.patch_size = 4\n" in out
@@ -122,12 +139,14 @@ def test_inspect_model_folder(tmp_path, capsys, kind):
     exact = buffer_paths(CONFIGS[kind])  # float32 whatever the rest is stored as
     size = sum(value.size * (4 if path in exact else 2) for path, value in params.items())
     assert f"total {total:,} in {size:,} bytes" in out
-    tensors = out.partition("tensors (")[2].partition("numbers, by part")[0].splitlines()
+    tensors = out.partition("tensors (")[2].partition("parameters of each part")[0].splitlines()
     for path, value in params.items():
         (line,) = [line for line in tensors if line.startswith(f"  {path} ")]
         dtype, width = ("float32", 4) if path in exact else ("bfloat16", 2)
         assert line.split()[1:4] == [dtype, f"{width * value.size:,}", "B"]
-    counts = dict(line.split() for line in out.partition("numbers, by part\n")[2].splitlines()[:-1])
+    counts = dict(
+        line.split() for line in out.partition("parameters of each part\n")[2].splitlines()[:-1]
+    )
     for top, count in counts.items():
         inside = sum(v.size for path, v in params.items() if path.split("/")[0] == top)
         assert int(count.replace(",", "")) == inside
@@ -171,7 +190,7 @@ def clip_file(tmp_path):
     """A CLIP in OpenAI's layout, from random parameters through our own table, with a sidecar."""
     params = random_params(CLIP)
     names = ["visual.class_embedding", "transformer.resblocks.0.attn.in_proj_weight"]
-    tensors = invert_rules(params, clip_rules(CLIP, detect_layout(names)))
+    tensors = invert_rules(params, clip_rules(CLIP, detect_key_names(names)))
     (tmp_path / "source").mkdir()
     path = tmp_path / "source" / "clip.pt"
     state = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
@@ -240,7 +259,7 @@ def test_no_tokenizer_is_a_warning(tmp_path, clip_file, capsys):
         (
             lambda p: save_tokenizer(p / "tokenizer.json", extra=map(str, range(17))),
             [],
-            "the tokenizer has 21 tokens, the model rows for 20",
+            "the tokenizer has 21 tokens, but the model has rows for 20",
         ),
     ],
 )

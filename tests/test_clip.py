@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from sammi_jax import layers
 from sammi_jax.config.model import CLIP_SIZES, ClipConfig, ClipTextConfig, ClipVisionConfig
-from sammi_jax.convert.clip import Layout, clip_rules, detect_layout, infer_config, rules_for
+from sammi_jax.convert.clip import KeyNames, clip_rules, detect_key_names, infer_config, rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
@@ -375,7 +375,7 @@ def test_openai_layout(clip, reference, prefix):
     tensors = {**openai_names(state_dict(reference)), **openai_scalars(SMALL)}
     tensors = {prefix + key: value for key, value in tensors.items()}
     source = rules_for(tensors, overrides=HEADS)
-    assert source.layout == "openai"
+    assert source.key_names == "openai"
     assert source.config == SMALL
     assert sorted(source.ignored) == sorted(prefix + key for key in openai_scalars(SMALL))
     same_weights(convert(tensors, overrides=HEADS), clip)
@@ -413,12 +413,12 @@ def test_openclip_layouts(reference, clip):
         {**apart, "text.attn_mask": np.zeros((20, 20))},
     ):
         source = rules_for(names, config_json=config_json)
-        assert source.layout == "openclip"
+        assert source.key_names == "openclip"
         assert source.config == dataclasses.replace(SMALL, activation="gelu")
         assert len(source.ignored) == 1
         same_weights(convert(names, config_json=config_json), clip)
     quick = {"model_cfg": {**model_cfg, "quick_gelu": True}}
-    assert infer_config(tensors, Layout("openai"), config_json=quick) == SMALL
+    assert infer_config(tensors, KeyNames("openai"), config_json=quick) == SMALL
 
 
 def test_file_that_does_not_say_its_activation(reference):
@@ -437,7 +437,7 @@ def test_hugging_face_position_ids_and_prefix(reference, clip):
     tensors["clip.vision_model.embeddings.position_ids"] = np.arange(26)[None]
     tensors["clip.text_model.embeddings.position_ids"] = np.arange(20)[None]
     source = rules_for(tensors, config_json=config_json)
-    assert (source.layout, len(source.ignored)) == ("huggingface", 2)
+    assert (source.key_names, len(source.ignored)) == ("huggingface", 2)
     same_weights(convert(tensors, config_json=config_json), clip)
 
 
@@ -455,7 +455,7 @@ def test_hugging_face_defaults_and_old_fields(reference):
         "text_config": {"num_hidden_layers": 9, "num_attention_heads": 16},
         "text_config_dict": {"num_hidden_layers": 3, "hidden_act": "gelu"},
     }
-    config = infer_config(tensors, Layout("huggingface"), config_json=config_json)
+    config = infer_config(tensors, KeyNames("huggingface"), config_json=config_json)
     assert (config.vision.num_heads, config.text.num_heads) == (12, 8)
     assert (config.text.num_layers, config.activation, config.eps) == (3, "gelu", 1e-5)
 
@@ -498,7 +498,7 @@ def test_real_sizes_are_inferred_from_shapes(size, heads):
         path: np.broadcast_to(np.zeros((), np.float16), want.shape)
         for path, want in expected.items()
     }
-    rules = [rule for rule in clip_rules(config, Layout("openai")) if rule.layer in (None, 0)]
+    rules = [rule for rule in clip_rules(config, KeyNames("openai")) if rule.layer in (None, 0)]
     tensors = {**invert_rules(params, rules), **openai_scalars(config)}
     for tower, depth in (("visual.", config.vision.num_layers), ("", config.text.num_layers)):
         tensors[f"{tower}transformer.resblocks.{depth - 1}.ln_1.weight"] = np.zeros(1)
@@ -531,7 +531,7 @@ def broken(tensors, change):
         (lambda t: t.update(positional_embedding=np.zeros(20)), "positional_embedding has shape"),
         (
             lambda t: t.update({"visual.positional_embedding": np.zeros((27, 48))}),
-            "27 positions: not",
+            "27 positions; expected square",
         ),
         (
             lambda t: [t.pop(k) for k in list(t) if k.startswith("transformer.")],
@@ -548,9 +548,9 @@ def test_damaged_checkpoints_are_refused(reference, change, message):
 
 def test_other_checkpoints_are_refused():
     with pytest.raises(SammiError, match="not a CLIP checkpoint"):
-        detect_layout(["image_encoder.pos_embed", "mask_decoder.iou_token.weight"])
+        detect_key_names(["image_encoder.pos_embed", "mask_decoder.iou_token.weight"])
     with pytest.raises(SammiError, match="ResNet"):
-        detect_layout(["visual.layer1.0.conv1.weight", "logit_scale"])
+        detect_key_names(["visual.layer1.0.conv1.weight", "logit_scale"])
 
 
 @pytest.mark.parametrize("name", ["openai", "openclip", "catseg", "huggingface"])
@@ -558,7 +558,7 @@ def test_tables_are_inverted_bit_for_bit(clip, name):
     expected = abstract_params(lambda: Clip(SMALL, rngs=Keys(0)))
     generator = np.random.default_rng(3)
     params = {p: generator.normal(size=w.shape).astype(np.float32) for p, w in expected.items()}
-    rules = clip_rules(SMALL, Layout(name, "a.", "text." if name == "openclip" else ""))
+    rules = clip_rules(SMALL, KeyNames(name, "a.", "text." if name == "openclip" else ""))
     again = apply_rules(invert_rules(params, rules), rules, expected)
     for path, value in params.items():
         np.testing.assert_array_equal(again[path], value)
@@ -579,8 +579,8 @@ def golden_files(goldens):
 def golden_clip(golden_files) -> Clip:
     """From CAT-Seg's names, inside a model of another root."""
     tensors = {key: v for key, v in golden_files[0].items() if key.startswith(CATSEG)}
-    layout = Layout("catseg", CATSEG)
-    assert detect_layout(tensors) == layout
+    layout = KeyNames("catseg", CATSEG)
+    assert detect_key_names(tensors) == layout
     config = infer_config(tensors, layout, overrides=HEADS)
     expected = abstract_params(lambda: Clip(config, rngs=Keys(0)))
     inside = {f"clip/{path}": want for path, want in expected.items()}

@@ -188,7 +188,7 @@ def test_clip(tmp_path, clip_reference, name, rng, capsys):
     assert "parameters, float32" in out.out
     found = describe(tmp_path / "clip")
     assert found.config == CLIP
-    assert found.meta["source"]["layout"] == layout
+    assert found.meta["source"]["key_names"] == layout
     assert found.meta["source"]["file"] == source.name
     image = rng.normal(size=(2, 16, 16, 3)).astype("f")
     ids = np.array([[48, 3, 7, 49, 0, 0, 0, 0, 0], [48, 4, 4, 9, 9, 2, 49, 0, 0]], np.int32)
@@ -246,7 +246,7 @@ def test_sam(tmp_path, sam_file, layout, rng):
         source, eps = tmp_path / "source", 1e-6
         sam_model(eps).save_pretrained(source)
     assert convert("sam", source, tmp_path / "sam") == 0
-    assert describe(tmp_path / "sam").meta["source"]["layout"] == layout
+    assert describe(tmp_path / "sam").meta["source"]["key_names"] == layout
     image = rng.normal(size=(1, SIDE, SIDE, 3)).astype("f")
     points = rng.uniform(0, SIDE, (1, 2, 2)).astype("f")
     with torch.no_grad():

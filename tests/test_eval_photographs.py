@@ -15,10 +15,9 @@ from PIL import Image
 
 from sammi_jax.cli.main import main
 from sammi_jax.config.fields import to_dict
-from sammi_jax.config.files import load_config
+from sammi_jax.config.files import config_digest, load_config
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash
 from sammi_jax.evaluation import confusion_matrix, scores
-from sammi_jax.evaluation.report import config_digest
 from sammi_jax.parallel.mesh import AXES
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.kinds import expected_params

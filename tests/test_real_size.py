@@ -12,7 +12,7 @@ from PIL import Image
 from sammi_jax.cli.main import main
 from sammi_jax.config.model import SAM_SIZES, SEGMENTER_SIZES
 from sammi_jax.convert.catseg_keys import model_rules
-from sammi_jax.convert.clip_keys import Layout
+from sammi_jax.convert.clip_keys import KeyNames
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sam import sam_rules
 from sammi_jax.weights.kinds import expected_params
@@ -35,7 +35,7 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     catseg = SEGMENTER_SIZES["vitb16"]
     start = "sem_seg_head.predictor.clip_model."
-    rules = model_rules(catseg, Layout("catseg", start))
+    rules = model_rules(catseg, KeyNames("catseg", start))
     tensors = invert_rules(_random(catseg, 0), rules)
     state = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
     torch.save({"model": state, "iteration": 79999}, folder / "model_base.pth")

@@ -95,7 +95,7 @@ def test_two_pictures_of_one_name(folder, picture, tmp_path, capsys):
     other = picture.rename(tmp_path / "b" / picture.name)
     code = _run(other, picture, "--classes", CLASSES, "--model", folder, "--out", tmp_path)
     assert code == 1
-    assert "would overwrite each other" in capsys.readouterr().err
+    assert "would overwrite each other's results" in capsys.readouterr().err
 
 
 def test_folders_that_are_refused(folder, picture, tmp_path, capsys):

@@ -11,7 +11,7 @@ from sammi_jax.cli.main import main
 from sammi_jax.config.experiment import MeshConfig, SegmentConfig, TrainConfig
 from sammi_jax.config.model import CLIP_SIZES, SEGMENTER_SIZES, check_config
 from sammi_jax.convert.catseg_keys import CLIP_PREFIX, model_rules
-from sammi_jax.convert.clip import Layout
+from sammi_jax.convert.clip import KeyNames
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sammi import segmenter_config
 from sammi_jax.data.openshapes import build_tokenizer
@@ -193,7 +193,7 @@ def test_compilation_ahead_of_time():
 def checkpoint(tmp_path):
     """A CAT-Seg of two templates with CAT-Seg's key names, and what is described beside it."""
     params = random_params(CATSEG)
-    tensors = invert_rules(params, model_rules(CATSEG, Layout("catseg", CLIP_PREFIX)))
+    tensors = invert_rules(params, model_rules(CATSEG, KeyNames("catseg", CLIP_PREFIX)))
     (tmp_path / "source").mkdir()
     path = tmp_path / "source" / "two.safetensors"
     save_file({key: np.array(value, order="C") for key, value in tensors.items()}, path)

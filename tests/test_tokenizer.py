@@ -131,7 +131,7 @@ def test_any_vocabulary_with_the_special_tokens(tmp_path):
 def test_long_texts_are_cut_with_one_warning():
     tokenizer = Tokenizer(word_tokenizer(**{START: 4, END: 5}))
     texts = ["red red red red cat", "dog", "cat cat cat cat"]
-    with pytest.warns(UserWarning, match="longer than 5 tokens") as caught:
+    with pytest.warns(UserWarning, match="cut because longer than 5 tokens") as caught:
         rows = tokenizer(texts, 5)
     assert len(caught) == 1
     message = str(caught[0].message)

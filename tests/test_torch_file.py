@@ -216,18 +216,18 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys, zipped):
     torch.save(
         {"w": torch.ones(1), "x": Evil()}, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped
     )
-    refuse(tmp_path / "m.pt", "asks for .*print, and code in checkpoints is never run")
+    refuse(tmp_path / "m.pt", "would run .*print, and code in checkpoints is never run")
     assert "was run" not in capsys.readouterr().out
 
 
 def test_a_pickle_with_arguments_beside_the_weights(tmp_path):
     torch.save({"model": {"w": torch.ones(1)}, "args": argparse.Namespace(lr=1)}, tmp_path / "m.pt")
-    refuse(tmp_path / "m.pt", "asks for argparse.Namespace")
+    refuse(tmp_path / "m.pt", "would run argparse.Namespace")
 
 
 def test_not_a_state_dict(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "m.pt")
-    refuse(tmp_path / "m.pt", "holds no state dict but list")
+    refuse(tmp_path / "m.pt", "holds a list, not a state dict")
     torch.save({"encoder": {"w": torch.ones(1)}}, tmp_path / "m.pt")
     refuse(tmp_path / "m.pt", "encoder is a dict, not a tensor")
     torch.save({"w": torch.ones(1, dtype=torch.complex64)}, tmp_path / "m.pt")

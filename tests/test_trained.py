@@ -63,7 +63,7 @@ def _other_kind(run):
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
-        (["sam", ""], None, "trains a clip: sammi convert clip SRC DST"),
+        (["sam", ""], None, "trains a clip; use: sammi convert clip SRC DST"),
         (["clip", "checkpoints/7"], None, "no such checkpoint; there are 1, 2"),
         (["clip", ""], _damage, "checkpoints/2: damaged"),
         (["clip", ""], _other_kind, "not the configuration of a training run"),

@@ -1,58 +1,73 @@
-"""``sammi convert``: a PyTorch checkpoint becomes a model folder."""
+"""``sammi convert``: make a model folder of a checkpoint."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 _DESCRIPTION = """\
-Make a model folder of a PyTorch checkpoint, whole or not at all.
+Make a model folder of a checkpoint.
 
 SRC is a file (.safetensors, .pt, .pth, .bin, .ckpt) or a folder as Hugging Face and OpenCLIP
-lay it out:
+write it:
   clip    CLIP from Hugging Face, OpenAI (TorchScript archive or state dict) or OpenCLIP
   sam     SAM from Meta's .pth or from Hugging Face
   catseg  CAT-Seg's released .pth
-  sammi   SAM-MI put together: SRC is a CLIP or CAT-Seg, --sam a SAM
-A model folder serves as SRC too, to add a tokenizer or to change the dtype, and so does a
-checkpoint of train.py: RUN/checkpoints/STEP, or RUN for the newest one.
+  sammi   SAM-MI assembled from a CLIP or CAT-Seg (SRC) and a SAM (--sam)
+SRC may also be a model folder (to add a tokenizer, to change templates or dtype), or a
+checkpoint of 'sammi train': RUN/checkpoints/STEP, or RUN for the newest one.
 
-Every tensor of the checkpoint is used or knowingly dropped, and every parameter is filled;
-otherwise the keys are listed and nothing is written."""
+Every tensor of the checkpoint must be known and every parameter filled. Otherwise the keys are
+listed, and nothing is written."""
+
+_EXAMPLE = """\
+examples:
+  sammi convert catseg model_base.pth weights/catseg --tokenizer clip-vit-base-patch16/
+  sammi convert sammi weights/catseg weights/sammi --sam sam_vit_b_01ec64.pth
+  sammi convert sammi runs/sammi weights/trained"""
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "convert",
-        help="PyTorch checkpoint -> model folder",
+        help="make a model folder of a PyTorch checkpoint or of a training run",
         description=_DESCRIPTION,
+        epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kind", choices=("clip", "sam", "catseg", "sammi"))
-    parser.add_argument("source", metavar="SRC", type=Path, help="the checkpoint")
-    parser.add_argument("destination", metavar="DST", type=Path, help="the model folder to make")
     parser.add_argument(
-        "--sam", metavar="DIR", type=Path, help="for sammi: a SAM checkpoint or model folder"
+        "kind", choices=("clip", "sam", "catseg", "sammi"), help="the kind of model to make"
     )
     parser.add_argument(
-        "--clip", metavar="DIR", type=Path, help="a folder to take CLIP's tokenizer from"
+        "source", metavar="SRC", type=Path, help="a checkpoint, model folder or training run"
+    )
+    parser.add_argument("destination", metavar="DST", type=Path, help="the model folder to make")
+    parser.add_argument(
+        "--sam", metavar="DIR", type=Path, help="a SAM checkpoint or model folder; sammi needs it"
+    )
+    parser.add_argument(
+        "--clip", metavar="DIR", type=Path, help="a folder with CLIP's tokenizer files"
     )
     parser.add_argument(
         "--tokenizer",
         metavar="FILE_OR_DIR",
         type=Path,
-        help="CLIP's tokenizer.json or bpe_simple_vocab_16e6.txt.gz, or a folder with either or "
-        "with vocab.json and merges.txt; default: what lies beside SRC",
+        help="CLIP's tokenizer.json or bpe_simple_vocab_16e6.txt.gz, or a folder with one of them "
+        "or with vocab.json and merges.txt; default: the tokenizer in the folder of SRC",
     )
     parser.add_argument(
         "--templates",
         metavar="FILE",
         type=Path,
-        help="for catseg and sammi: a text file with the prompt templates of a class, one a line "
-        'with {} for its name, as "a photo of a {}"; needed where the checkpoint was trained with '
-        "several and nothing beside it says which",
+        help='for catseg and sammi: a text file with one prompt template a line, such as "a photo '
+        'of a {}"; a checkpoint that was trained with several templates needs it',
     )
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the stored weights; default: float32",
+    )
     parser.set_defaults(run=run, wrong_use=parser.error)
 
 
@@ -93,9 +108,8 @@ def run(args: argparse.Namespace) -> int:
 def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) -> int:
     if args.sam or args.clip or args.tokenizer or args.templates or args.dtype != "float32":
         args.wrong_use(
-            "a checkpoint of train.py has its towers, tokenizer, templates and dtype: give no "
-            "other option; "
-            "to change them, convert the model folder that this makes"
+            "a checkpoint of 'sammi train' has its towers, tokenizer, templates and dtype: give no "
+            "other option; to change them, convert the model folder that this makes"
         )
     from sammi_jax.config.files import read_run_config
     from sammi_jax.errors import SammiError
@@ -104,7 +118,7 @@ def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) 
 
     kind = kind_of_run(read_run_config(workdir))
     if kind != args.kind:
-        raise SammiError(f"{workdir}: trains a {kind}: sammi convert {kind} SRC DST")
+        raise SammiError(f"{workdir}: trains a {kind}; use: sammi convert {kind} SRC DST")
     step = convert_run(workdir, step, args.destination)
     found = describe(args.destination)
     _say(args, found)
@@ -121,4 +135,4 @@ def _say(args: argparse.Namespace, found: Any) -> None:
     print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
     print(f"license: {found.meta['licence']}")
     if found.meta["initialized"]:
-        print(f"freshly initialized, in no checkpoint: {', '.join(found.meta['initialized'])}")
+        print(f"initialized, because in no checkpoint: {', '.join(found.meta['initialized'])}")

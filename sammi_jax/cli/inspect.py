@@ -14,9 +14,11 @@ def add_parser(subparsers: Any) -> None:
     """Add the command to the parser."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "inspect",
-        help="what a model folder or checkpoint holds",
-        description="Print a model's configuration, its tensors (shape, dtype, bytes) and the "
-        "number of parameters of each part.",
+        help="show what a model folder or a checkpoint holds",
+        description="Print a model's configuration, license and source, its tensors (shape, "
+        "dtype, bytes),\nand the number of parameters of each part.",
+        epilog="example:\n  sammi inspect weights/sammi",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "path", metavar="DIR", type=Path, help="a model folder, or a checkpoint file or folder"
@@ -42,9 +44,9 @@ def _model_folder(path: Path) -> Iterable[str]:
     yield f"kind          {found.kind}"
     for name in ("licence", "converter"):
         yield f"{name:13} {found.meta.get(name)}"
-    yield f"tokenizer     {'yes' if found.tokenizer_path else 'none: takes token ids only'}"
+    yield f"tokenizer     {'yes' if found.tokenizer_path else 'none: the model cannot read text'}"
     if found.meta.get("initialized"):
-        yield f"initialized   {', '.join(found.meta['initialized'])} (from no checkpoint)"
+        yield f"initialized   {', '.join(found.meta['initialized'])} (in no checkpoint)"
     for heading in ("source", "config"):
         yield ""
         yield heading
@@ -93,7 +95,7 @@ def _tensors(tensors: "Mapping[str, Stored]", separator: str) -> Iterable[str]:
         top = name.split(separator)[0]
         counts[top] = counts.get(top, 0) + tensor.size
     yield ""
-    yield "numbers, by part"
+    yield "parameters of each part"
     for top, count in counts.items():
         yield f"  {top:{max(map(len, counts))}}  {count:>13,}"
     total, nbytes = sum(counts.values()), sum(t.nbytes for t in tensors.values())

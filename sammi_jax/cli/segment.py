@@ -1,4 +1,4 @@
-"""`sammi segment`: pictures and class names in; overlays, label maps and summaries out."""
+"""`sammi segment`: overlays, label maps and summaries of images, from class names."""
 
 import argparse
 import sys
@@ -7,35 +7,46 @@ from pathlib import Path
 
 from sammi_jax.errors import SammiError
 
+_DESCRIPTION = """\
+Segment images into the named classes. For each image NAME.jpg three files are written:
+  NAME_overlay.png  the classes in color, with mask outlines, points and a legend
+  NAME_labels.png   the class index of every pixel (8 bits with a palette; 16 beyond 256 classes)
+  NAME.json         the classes with their areas and mean scores, and the points"""
+
+_EXAMPLE = """\
+example:
+  sammi segment photo.jpg --classes "wall, sky, tree, person" --model weights/sammi --out out/"""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "segment",
-        help="segment pictures into classes that you name",
-        description="Segment pictures into the named classes. Writes, for each picture, "
-        "NAME_overlay.png, NAME_labels.png (palette PNG of class indices; 16-bit gray beyond 256 "
-        "classes) and NAME.json.",
+        help="segment images into classes that you name",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
         "--classes",
         required=True,
-        help='class names, "cat, dog", or a text file with one name a line',
+        metavar="NAMES",
+        help='class names such as "cat, dog", or a file NAME.txt with one name a line',
     )
     parser.add_argument(
         "--model",
         required=True,
         type=Path,
         metavar="DIR",
-        help="CAT-Seg or SAM-MI model folder",
+        help="a CAT-Seg or SAM-MI model folder",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where to write")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Segment every picture; one that fails is reported and the others are still done."""
+    """Segment every image; one that fails is reported, and the others are still segmented."""
     from tqdm import tqdm
 
     from sammi_jax.inference.segmenter import load
@@ -58,12 +69,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _stems(paths: list[Path]) -> list[str]:
-    """Names of the outputs; refused where two pictures would write the same files."""
+    """Names of the outputs.
+
+    Raises:
+        SammiError: two images would write the same files.
+    """
     stems = [path.stem for path in paths]
     twice = [stem for stem, count in Counter(stems).items() if count > 1]
     if twice:
         raise SammiError(
-            f"several pictures are named {twice[0]} and would overwrite each other; "
+            f"several images are named {twice[0]} and would overwrite each other's results; "
             "segment them into different --out folders"
         )
     return stems

@@ -1,4 +1,4 @@
-"""All that can be configured: the models' sizes and switches, and experiments.
+"""Configuration: the models' sizes and options, and experiments.
 
 Configuration files import from here; modules of this package import from the submodules.
 """

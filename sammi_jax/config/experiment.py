@@ -1,6 +1,6 @@
-"""What an experiment is: frozen dataclasses, their file, and the ``--set`` overrides.
+"""What an experiment is, as frozen dataclasses.
 
-A configuration file is Python that defines ``config``, a `TrainConfig`; its docstring says the
+A configuration file is Python that defines ``config``, a `TrainConfig`; its docstring gives the
 command, the hardware, the time and the expected result. Building one touches no device.
 """
 
@@ -22,9 +22,9 @@ class DataConfig:
 
     # "openshapes", or a set that 'sammi datasets prepare' made, such as "coco_stuff_171/train".
     name: str = OPENSHAPES
-    data_dir: str | None = None  # where prepared sets lie
+    data_dir: str | None = None  # where prepared sets are
     num_examples: int | None = None  # train on the first ones only; None: all
-    # Photographs: "random" is CAT-Seg's crop, mirror and color jitter; "none" the whole picture
+    # Photographs: "random" is CAT-Seg's crop, mirror and color jitter; "none" the whole image
     # squashed to the crop's side, the same in every epoch. OpenShapes has neither.
     augment: Literal["random", "none"] = "random"
     workers: int = 0  # processes that decode and crop; 0: threads of the training process
@@ -125,8 +125,8 @@ class SegmentConfig(TaskConfig):
     dmi_lr_scale: float = 10.0  # [ours] the injection's layers start at zero: they learn faster
     # Pixels with the ignore label count as "no class" in the loss (the reference); else not at all.
     ignored_as_negative: bool = True
-    # What the backward pass makes again (config.Remat): "full" saves the most memory, for about a
-    # third more work; "elementwise" costs next to no products.
+    # What the backward pass recomputes (config.model.Remat): "full" saves the most memory, for
+    # about a third more work; "elementwise" costs almost no matrix products.
     remat: Remat = "none"
     # Classes that a step (with ``accumulate``, each of its parts) asks for: those present first,
     # then others, at random; None: all.
@@ -157,7 +157,7 @@ class EvalConfig:
     class_chunk: int = 32  # classes whose score maps are in memory at once
     max_buckets: int = 8  # shapes of label maps, hence compilations of the read-out
     save_labels: bool = False  # predicted label maps, as PNG
-    panels: int = 0  # pictures of this many images: image, truth, prediction, masks and points
+    panels: int = 0  # figures of this many images: image, truth, prediction, masks and points
     save_every: int = 50  # steps between two savings of what an interrupted evaluation resumes from
 
 

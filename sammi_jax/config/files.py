@@ -14,7 +14,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json, write_json
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-# In an installed package the configurations lie inside of it, in a checkout beside it.
+# The configurations are inside the installed package, and beside the package in a checkout.
 _PACKAGED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
@@ -28,7 +28,7 @@ def find_config(name_or_file: str | Path) -> Path:
     """The file of a packaged configuration, or the file that is given.
 
     Raises:
-        SammiError: neither; the nearest name is given.
+        SammiError: there is no such name and no such file; the message gives the nearest name.
     """
     if Path(name_or_file).is_file():
         return Path(name_or_file)

@@ -1,8 +1,8 @@
-"""Every size and switch of the models, as frozen dataclasses.
+"""The models' sizes and options, as frozen dataclasses.
 
-Defaults are the published ViT-B sizes. Fields marked [ours] fill what the SAM-MI paper leaves out
+Defaults are the published ViT-B sizes. Fields marked [ours] are not given by the SAM-MI paper
 (docs/method.md). A configuration is plain data: building, printing or comparing one touches no
-device. `to_dict` and `from_dict` are exact inverses and are what ``config.json`` holds.
+device. ``config.json`` holds what `to_dict` gives; `from_dict` is its exact inverse.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from sammi_jax.ops.views import ViewLayout
 from sammi_jax.text.vocabulary import check_templates
 
 T = TypeVar("T")
-# What the backward pass makes again instead of keeping it: nothing; all but the results of matrix
-# products; all but what goes into a block of CLIP and into a stage of the aggregation.
+# Activations that the backward pass recomputes: none; all but the results of matrix products; all
+# but the inputs of CLIP's blocks and of the aggregation's stages.
 Remat = Literal["none", "elementwise", "full"]
 
 
@@ -159,7 +159,7 @@ class DmiConfig:
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """SAM and the heads that SAM-MI adds to CAT-Seg. A part that is None is switched off."""
+    """SAM and the heads that SAM-MI adds to CAT-Seg. None turns a part off."""
 
     sam: SamConfig = SamConfig()
     tspp: TsppConfig | None = TsppConfig()  # None: a plain grid of points
@@ -204,7 +204,7 @@ CLIP_SIZES: dict[str, ClipConfig] = {
         text=ClipTextConfig(width=768, num_heads=12),
         embed_dim=768,
     ),
-    # The tiny models that `make demo` trains. This CLIP sees 48 px in training and 96 px after.
+    # The tiny models that `make demo` trains. This CLIP is trained on 48 pixels and used on 96.
     "openshapes": ClipConfig(
         vision=ClipVisionConfig(image_size=48, patch_size=8, width=96, num_layers=3, num_heads=4),
         text=ClipTextConfig(vocab_size=30, context_length=12, width=96, num_layers=2, num_heads=4),
@@ -272,10 +272,10 @@ def view_layout(config: SegmenterConfig) -> ViewLayout:
 
 
 def check_config(config: SegmenterConfig) -> None:
-    """Refuse sizes that do not fit together.
+    """Check that sizes fit together.
 
     Raises:
-        SammiError: naming the two fields and what they should be.
+        SammiError: they do not; the message names the fields and what they should be.
     """
     check_templates(config.templates)
     if len(config.templates) != config.aggregator.num_templates:

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model folder: read, recognize, convert by table, write."""
+"""From a checkpoint to a model folder: read it, recognize it, convert it by a table, write it."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
 from sammi_jax.weights.model_folder import DTYPES, is_model_folder, read_model, write_model
 from sammi_jax.weights.provenance import UNKNOWN, Origin, made_of, read_origin
 
-# Any of these in a folder means that a tokenizer is there.
+# Each of these files in a folder means that it has a tokenizer.
 _TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)
 
 _RULES = {"clip": clip.rules_for, "sam": sam.rules_for, "catseg": catseg.rules_for}
@@ -36,7 +36,7 @@ _LICENSES = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A checkpoint in our terms.
+    """A checkpoint as our configuration and parameters.
 
     Attributes:
         kind: of model.
@@ -69,15 +69,15 @@ def convert(
         source: a checkpoint file or folder of that kind, for "sammi" of a CLIP or a CAT-Seg; or a
             model folder of it (to add a tokenizer, to change the dtype).
         destination: the model folder; it must not exist, or be empty.
-        clip: a folder with CLIP's tokenizer files, where none lie beside ``source``.
-        sam: for "sammi", and needed there: a SAM checkpoint or model folder.
-        tokenizer: a tokenizer file, or a folder with one, before all other places.
+        clip: a folder with CLIP's tokenizer files; default: that of ``source``.
+        sam: a SAM checkpoint or model folder; "sammi" needs it.
+        tokenizer: a tokenizer file, or a folder with one; it comes before all other places.
         templates: for "catseg" and "sammi": the prompt templates of a class, in the order of the
             cost map's channels; None: what the checkpoint's description says, or CAT-Seg's own.
         dtype: of the stored parameters, "float32" or "bfloat16".
 
     Raises:
-        SammiError: any of these cannot be used; nothing is written.
+        SammiError: one of the arguments cannot be used. Nothing is written then.
     """
     if kind not in KINDS:
         raise SammiError(f"kind {kind!r} is none of {', '.join(KINDS)}")
@@ -114,12 +114,12 @@ def read_source(
 
     Args:
         path: of the checkpoint or folder.
-        kinds: that will do.
-        templates: of a segmenter, in place of those that it comes with.
+        kinds: the kinds to accept.
+        templates: prompt templates that replace a segmenter's.
 
     Raises:
-        SammiError: unreadable, of another kind, not exactly filled by its table, or trained with
-            another number of templates.
+        SammiError: the checkpoint is unreadable, of another kind, has other tensors than its table
+            lists, or was trained with another number of templates.
     """
     path = Path(path).expanduser()
     if is_model_folder(path):
@@ -139,7 +139,7 @@ def read_source(
         params = apply_rules(checkpoint.tensors, source.rules, expected, source.ignored)
     except SammiError as error:
         raise SammiError(f"{path}: {error}") from error
-    record = {"file": path.name, "sha256": checkpoint.sha256, "layout": source.layout}
+    record = {"file": path.name, "sha256": checkpoint.sha256, "key_names": source.key_names}
     return Converted(kind, source.config, params, Origin(kind, record, _LICENSES[kind]))
 
 
@@ -160,7 +160,7 @@ def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind
     family = family_of(keys)
     if family is None:
         if len(kinds) == 1:
-            return kinds[0]  # its own table names what is missing
+            return kinds[0]  # the error about its table names the missing keys
         few = ", ".join(list(keys)[:3])
         raise SammiError(f"{path}: looks like none of {', '.join(kinds)} (it holds {few}, ...)")
     if family.kind not in kinds:
@@ -198,16 +198,16 @@ def _find_tokenizer(
     found = _read_tokenizer(source, clip, tokenizer)
     if found is None:
         warnings.warn(
-            f"no tokenizer beside {source}: the model folder will take token ids only; "
-            "to have one, convert with --tokenizer FILE_OR_DIR",
+            f"no tokenizer beside {source}, so the model folder cannot read text; to add one, "
+            "convert with --tokenizer FILE_OR_DIR",
             stacklevel=3,
         )
         return None
     text = cast(ClipConfig, getattr(config, "clip", config)).text
     if found.vocab_size > text.vocab_size:
         raise SammiError(
-            f"the tokenizer has {found.vocab_size} tokens, the model rows for {text.vocab_size}: "
-            "name the model's own with --tokenizer"
+            f"the tokenizer has {found.vocab_size} tokens, but the model has rows for "
+            f"{text.vocab_size}: give the model's tokenizer with --tokenizer"
         )
     return found
 

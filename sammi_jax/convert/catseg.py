@@ -1,8 +1,8 @@
-"""A CAT-Seg checkpoint's configuration and table, worked out from its tensors.
+"""A CAT-Seg checkpoint's configuration and table, found from its tensors.
 
 Sizes are read from shapes. What shapes do not say comes from overrides, else from a description
 beside the checkpoint, else from the published configurations. The tables are in
-`convert.catseg_layout`.
+`convert.catseg_keys`.
 """
 
 import math
@@ -74,32 +74,33 @@ def rules_for(
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Lay out the conversion of a CAT-Seg checkpoint (`SegmenterConfig` without masks).
+    """Configuration and table of a CAT-Seg checkpoint (`SegmenterConfig` without masks).
 
     Args:
         tensors: the state dictionary; its keys may all begin with ``module.``.
         config_json: a description beside it, as ``tests/goldens/catseg_tiny.json``:
             heads, pooling, taps and the rest that no shape shows. The released files have none.
-        overrides: any of `OVERRIDES`, before ``config_json``; what shapes say stands.
+        overrides: values of any of `OVERRIDES`. They come before ``config_json``, and after what
+            the shapes say.
 
     Raises:
-        SammiError: not a CAT-Seg, or one whose sizes cannot be found out.
+        SammiError: not a CAT-Seg, or one whose sizes cannot be found.
     """
     start = "module." if all(key.startswith("module.") for key in tensors) else ""
     known = {**_described(config_json), **_checked(overrides or {})}
     aggregator = aggregator_config(tensors, known, start + AGGREGATOR_PREFIX)
     inside = start + CLIP_PREFIX
-    layout = clip.detect_layout(key for key in tensors if key.startswith(inside))
+    names = clip.detect_key_names(key for key in tensors if key.startswith(inside))
     clip_known = {name: known[name] for name in clip.OVERRIDES if name in known}
-    clip_config = clip.infer_config(tensors, layout, overrides=clip_known)
+    clip_config = clip.infer_config(tensors, names, overrides=clip_known)
     ignored = {
-        key: "the mask of shifted windows, made anew"
+        key: "the mask of shifted windows, which is computed"
         for key in tensors
         if key.startswith(start + AGGREGATOR_PREFIX) and key.endswith(".attn_mask")
     }
-    ignored |= clip.ignored_keys(tensors, layout)
+    ignored |= clip.ignored_keys(tensors, names)
     config = _segmenter_config(clip_config, aggregator, known)
-    return Source(config, model_rules(config, layout, start), ignored, "catseg")
+    return Source(config, model_rules(config, names, start), ignored, "catseg")
 
 
 def _segmenter_config(
@@ -109,7 +110,7 @@ def _segmenter_config(
     taps = known.get("taps") or _TAPS.get(depth)
     if taps is None:
         raise SammiError(
-            f"no released CAT-Seg has a CLIP of {depth} layers, and nothing says which two feed "
+            f"no released CAT-Seg has a CLIP of {depth} layers, so it is unknown which two feed "
             "the decoder: put a .json with config.layer_indexes beside the checkpoint"
         )
     templates = known.get("templates", default.templates)
@@ -143,7 +144,7 @@ def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the file beside the checkpoint says, by our names."""
+    """What the file beside the checkpoint says, by the names of our fields."""
     if description is None:
         return {}
     try:
@@ -151,7 +152,7 @@ def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise SammiError(
             f"the .json beside the checkpoint does not describe a CAT-Seg ({error!r}): "
-            "mend it or move it away"
+            "correct it or move it elsewhere"
         ) from error
 
 
@@ -210,7 +211,7 @@ def _num_layers(tensors: Tensors, prefix: str) -> int:
 
 
 def _window_sizes(tensors: Tensors, prefix: str) -> dict[str, int]:
-    """Sides of a window and of the cost map, from the stored mask of shifted windows if any."""
+    """Sides of a window and of the cost map, where the mask of shifted windows is stored."""
     key = f"{prefix}layers.0.swin_block.block_2.attn_mask"
     if key not in tensors:
         return {}

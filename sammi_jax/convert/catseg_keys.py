@@ -1,6 +1,6 @@
 """CAT-Seg's released checkpoints: the tables of which source tensor fills which of our parameters.
 
-The file (docs/catseg.md part g) holds a CLIP with query, key and value apart under
+The file (docs/catseg.md part g) holds a CLIP with separate query, key and value under
 ``CLIP_PREFIX``, the aggregator under ``AGGREGATOR_PREFIX``, and two up-sampling layers.
 """
 
@@ -75,10 +75,10 @@ _UPSAMPLING: list[Row] = [
 ]
 
 
-def model_rules(config: SegmenterConfig, layout: clip.Layout, start: str = "") -> list[Rule]:
-    """The exhaustive table; ``start`` stands before every key, and in ``layout``'s prefix too."""
+def model_rules(config: SegmenterConfig, names: clip.KeyNames, start: str = "") -> list[Rule]:
+    """The table of all keys; each begins with ``start``, which the prefix of ``names`` includes."""
     return [
-        *clip.clip_rules(config.clip, layout, "clip/"),
+        *clip.clip_rules(config.clip, names, "clip/"),
         *(Rule(start + s, t, f) for s, t, f in _UPSAMPLING),
         *aggregator_rules(config.aggregator.num_layers, start + AGGREGATOR_PREFIX),
     ]
@@ -87,7 +87,7 @@ def model_rules(config: SegmenterConfig, layout: clip.Layout, start: str = "") -
 def aggregator_rules(
     num_layers: int, source: str = AGGREGATOR_PREFIX, target: str = "aggregator/"
 ) -> list[Rule]:
-    """The table of the aggregator alone, from keys under one prefix to paths under another."""
+    """The table of the aggregator, from keys under one prefix to paths under another."""
     rows = [
         *_SINGLES,
         *(

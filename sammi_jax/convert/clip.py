@@ -1,9 +1,9 @@
-"""A CLIP checkpoint's configuration and table, worked out from its tensors.
+"""A CLIP checkpoint's configuration and table, found from its tensors.
 
 Sizes are read from shapes. What shapes do not say (heads, activation, eps) comes from overrides,
 else from the configuration beside the checkpoint (Hugging Face's ``config.json`` or OpenCLIP's
 ``open_clip_config.json``), else from the rules of OpenAI's models. The tables are in
-`convert.clip_layout`.
+`convert.clip_keys`.
 """
 
 import math
@@ -15,11 +15,18 @@ from typing import Any
 import numpy as np
 
 from sammi_jax.config.model import ClipConfig, ClipTextConfig, ClipVisionConfig
-from sammi_jax.convert.clip_keys import Layout, clip_rules, detect_layout, ignored_keys
+from sammi_jax.convert.clip_keys import KeyNames, clip_rules, detect_key_names, ignored_keys
 from sammi_jax.convert.rules import Source
 from sammi_jax.errors import SammiError
 
-__all__ = ["Layout", "clip_rules", "detect_layout", "ignored_keys", "infer_config", "rules_for"]
+__all__ = [
+    "KeyNames",
+    "clip_rules",
+    "detect_key_names",
+    "ignored_keys",
+    "infer_config",
+    "rules_for",
+]
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -35,25 +42,25 @@ def rules_for(
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Recognize a CLIP checkpoint and lay out its conversion.
+    """Recognize a CLIP checkpoint: its configuration and table.
 
     Args:
         tensors: the state dictionary.
         config_json: the configuration file beside it.
-        overrides: any of `OVERRIDES`, before everything else.
+        overrides: values of any of `OVERRIDES`, which come before everything else.
 
     Raises:
         SammiError: not a CLIP, or one that `models.clip.Clip` cannot hold.
     """
-    layout = detect_layout(tensors)
-    config = infer_config(tensors, layout, config_json=config_json, overrides=overrides)
-    name = "openclip" if "model_cfg" in (config_json or {}) else layout.name
-    return Source(config, clip_rules(config, layout), ignored_keys(tensors, layout), name)
+    names = detect_key_names(tensors)
+    config = infer_config(tensors, names, config_json=config_json, overrides=overrides)
+    name = "openclip" if "model_cfg" in (config_json or {}) else names.name
+    return Source(config, clip_rules(config, names), ignored_keys(tensors, names), name)
 
 
 def infer_config(
     tensors: Tensors,
-    layout: Layout,
+    names: KeyNames,
     *,
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -61,12 +68,12 @@ def infer_config(
     """The configuration of a CLIP checkpoint; arguments and errors as for `rules_for`."""
     known = {**_described(config_json), **_checked(overrides or {})}
     if "activation" not in known:
-        known["activation"] = _guess_activation(tensors, layout)
+        known["activation"] = _guess_activation(tensors, names)
     if known["activation"] not in ("quick_gelu", "gelu"):
         raise SammiError(
             f"CLIP with the activation {known['activation']}: only quick_gelu and gelu are known"
         )
-    shapes = _our_shapes(tensors, layout)
+    shapes = _our_shapes(tensors, names)
     width = shapes["vision/patch_embed/projection/kernel"][1]
     patch_size, grid_size = _squares(shapes)
     vocab_size, text_width = shapes["text/token_embedding"]
@@ -74,14 +81,14 @@ def infer_config(
         image_size=grid_size * patch_size,
         patch_size=patch_size,
         width=width,
-        num_layers=known.get("vision_layers") or _num_layers(tensors, layout, "vision"),
+        num_layers=known.get("vision_layers") or _num_layers(tensors, names, "vision"),
         num_heads=_num_heads("vision", width, known),
     )
     text = ClipTextConfig(
         vocab_size=vocab_size,
         context_length=shapes["text/position_embedding"][0],
         width=text_width,
-        num_layers=known.get("text_layers") or _num_layers(tensors, layout, "text"),
+        num_layers=known.get("text_layers") or _num_layers(tensors, names, "text"),
         num_heads=_num_heads("text", text_width, known),
     )
     embed_dim = shapes["vision/projection/kernel"][1]
@@ -96,7 +103,7 @@ def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _described(config_json: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What the file beside the checkpoint says, by our names."""
+    """What the file beside the checkpoint says, by the names of our fields."""
     if config_json is None:
         return {}
     if "model_cfg" in config_json:
@@ -109,7 +116,7 @@ def _described_by_openclip(model: Mapping[str, Any]) -> dict[str, Any]:
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     for section, ours in ((vision, "tok"), (text, "argmax")):
         pooling = section.get("pool_type", ours)
-        if pooling != ours:  # the same tensors, read out otherwise
+        if pooling != ours:  # the same tensors, but another token is the feature
             raise SammiError(f"open_clip_config.json: pool_type is {pooling}; only {ours} is known")
     return {
         "vision_heads": vision.get("width", 768) // vision.get("head_width", 64),
@@ -153,21 +160,21 @@ def _described_by_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _guess_activation(tensors: Tensors, layout: Layout) -> str:
+def _guess_activation(tensors: Tensors, names: KeyNames) -> str:
     """OpenAI's QuickGELU; OpenCLIP's own models have the exact GELU under the same names."""
-    if layout.name != "catseg" and layout.prefix + "input_resolution" not in tensors:
+    if names.name != "catseg" and names.prefix + "input_resolution" not in tensors:
         warnings.warn(
-            "this CLIP checkpoint does not say its activation: taken to be OpenAI's quick_gelu; "
-            "most OpenCLIP models have gelu and come with an open_clip_config.json that says so",
+            "this CLIP checkpoint does not say its activation; it is assumed to be OpenAI's "
+            "quick_gelu. Most OpenCLIP models have gelu: put their open_clip_config.json beside it",
             stacklevel=3,
         )
     return "quick_gelu"
 
 
-def _our_shapes(tensors: Tensors, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors outside the layers, in our layout and by our paths."""
+def _our_shapes(tensors: Tensors, names: KeyNames) -> dict[str, tuple[int, ...]]:
+    """Shapes of our parameters outside the layers, by path."""
     shapes, missing = {}, []
-    for source, target, transform in layout.singles:
+    for source, target, transform in names.singles:
         if not target.endswith(("embedding", "kernel")) or target == "vision/class_embedding":
             continue
         if source not in tensors:
@@ -192,19 +199,19 @@ def _squares(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
     patch_size, grid_size = math.isqrt(values // 3), math.isqrt(max(positions - 1, 0))
     if 3 * patch_size**2 != values or 1 + grid_size**2 != positions:
         raise SammiError(
-            f"CLIP's image tower has patches of {values} values and {positions} positions: not "
-            "squares of RGB pixels, and a class token before a square grid of them"
+            f"CLIP's image tower has patches of {values} values and {positions} positions; "
+            "expected square RGB patches, and a class token before a square grid of them"
         )
     return patch_size, grid_size
 
 
-def _num_layers(tensors: Tensors, layout: Layout, tower: str) -> int:
+def _num_layers(tensors: Tensors, names: KeyNames, tower: str) -> int:
     """One more than the largest layer number among the keys, so that gaps show as missing keys."""
-    pattern = re.compile(re.escape(layout.blocks[tower]).replace(r"\{\}", r"(\d+)"))
+    pattern = re.compile(re.escape(names.blocks[tower]).replace(r"\{\}", r"(\d+)"))
     numbers = [int(match[1]) for match in map(pattern.match, tensors) if match]
     if not numbers:
         raise SammiError(
-            f"the checkpoint does not fit the model: missing {layout.blocks[tower].format('*')}*"
+            f"the checkpoint does not fit the model: missing {names.blocks[tower].format('*')}*"
         )
     return max(numbers) + 1
 
@@ -214,8 +221,8 @@ def _num_heads(tower: str, width: int, known: Mapping[str, Any]) -> int:
     heads = known.get(f"{tower}_heads")
     if heads is None and width % head_width:
         raise SammiError(
-            f"CLIP's {tower} tower is {width} wide, not a multiple of {head_width}, and nothing "
-            f"says its number of heads: give {tower}_heads"
+            f"CLIP's {tower} tower is {width} wide, not a multiple of {head_width}, so its number "
+            f"of heads is unknown: give {tower}_heads"
         )
     heads = width // head_width if heads is None else heads
     if heads < 1 or width % heads:

@@ -1,7 +1,7 @@
 """CLIP checkpoints: the tables of which source tensor fills which of our parameters.
 
-Three families of names: OpenAI's, which OpenCLIP shares; the same with query, key and value apart,
-as CAT-Seg writes it; and Hugging Face's ``CLIPModel``.
+Three families of key names: OpenAI's, which OpenCLIP shares; the same with separate query, key and
+value, as CAT-Seg writes it; and Hugging Face's ``CLIPModel``.
 """
 
 from collections.abc import Iterable
@@ -101,20 +101,20 @@ _IGNORED = {
     "input_resolution": "OpenAI's record of a size that the shapes give",
     "context_length": "OpenAI's record of a size that the shapes give",
     "vocab_size": "OpenAI's record of a size that the shapes give",
-    "attn_mask": "the causal mask, made anew",
+    "attn_mask": "the causal mask, which is computed",
     "vision_model.embeddings.position_ids": "0, 1, 2, ...: no weights",
     "text_model.embeddings.position_ids": "0, 1, 2, ...: no weights",
 }
 
 
 @dataclass(frozen=True)
-class Layout:
+class KeyNames:
     """How a file names its tensors.
 
     Attributes:
-        name: ``openai``, ``openclip``, ``catseg`` (query, key, value apart) or ``huggingface``.
-        prefix: what stands before every key.
-        text_prefix: what stands, after ``prefix``, before the text tower's keys.
+        name: ``openai``, ``openclip``, ``catseg`` (separate query, key, value) or ``huggingface``.
+        prefix: the beginning of every key.
+        text_prefix: what follows ``prefix`` in the text tower's keys.
     """
 
     name: str
@@ -150,45 +150,45 @@ class Layout:
         return [*_OPENAI_BLOCK, *(_SPLIT_QKV if self.name == "catseg" else _JOINT_QKV)]
 
 
-def detect_layout(keys: Iterable[str]) -> Layout:
+def detect_key_names(keys: Iterable[str]) -> KeyNames:
     """Recognize the family of a CLIP checkpoint by its keys.
 
     Raises:
-        SammiError: no CLIP with a vision transformer is in there.
+        SammiError: the keys are not those of a CLIP with a vision transformer.
     """
     keys = set(keys)
     for key in sorted(keys):
         if key.endswith("vision_model.embeddings.class_embedding"):
-            return Layout(
+            return KeyNames(
                 "huggingface", key.removesuffix("vision_model.embeddings.class_embedding")
             )
         if key.endswith("visual.class_embedding"):
             prefix = key.removesuffix("visual.class_embedding")
             if any(k.startswith(prefix) and k.endswith(".attn.q_proj_weight") for k in keys):
-                return Layout("catseg", prefix)
+                return KeyNames("catseg", prefix)
             if f"{prefix}text.token_embedding.weight" in keys:
-                return Layout("openclip", prefix, "text.")
-            return Layout("openai", prefix)
+                return KeyNames("openclip", prefix, "text.")
+            return KeyNames("openai", prefix)
     if any("visual.layer1.0.conv1" in key for key in keys):
-        raise SammiError("this CLIP has a ResNet: only those with a vision transformer can be used")
+        raise SammiError("this CLIP has a ResNet; only vision transformers can be converted")
     raise SammiError(
         "not a CLIP checkpoint: neither visual.class_embedding (OpenAI, OpenCLIP) nor "
         f"vision_model.embeddings.class_embedding (Hugging Face) among its {len(keys)} keys"
     )
 
 
-def clip_rules(config: ClipConfig, layout: Layout, target: str = "") -> list[Rule]:
-    """The exhaustive table; ``target`` is the path of the `Clip` inside the model, with a slash."""
-    rules = [Rule(source, target + path, f) for source, path, f in layout.singles]
+def clip_rules(config: ClipConfig, names: KeyNames, target: str = "") -> list[Rule]:
+    """The table of all keys; ``target`` is the path of the `Clip` in the model, with a slash."""
+    rules = [Rule(source, target + path, f) for source, path, f in names.singles]
     sizes = {"vision": config.vision.num_layers, "text": config.text.num_layers}
-    for tower, source in layout.blocks.items():
+    for tower, source in names.blocks.items():
         path = f"{target}{tower}/transformer/block/"
-        rules += layer_rules(source, path, layout.block, sizes[tower])
+        rules += layer_rules(source, path, names.block, sizes[tower])
     return rules
 
 
-def ignored_keys(keys: Iterable[str], layout: Layout) -> dict[str, str]:
+def ignored_keys(keys: Iterable[str], names: KeyNames) -> dict[str, str]:
     """The keys among ``keys`` that hold no weights, with the reason."""
-    prefixes = {layout.prefix, layout.prefix + layout.text_prefix}
+    prefixes = {names.prefix, names.prefix + names.text_prefix}
     known = {prefix + key: reason for prefix in prefixes for key, reason in _IGNORED.items()}
     return {key: known[key] for key in keys if key in known}

@@ -1,4 +1,4 @@
-"""Which model a checkpoint holds, by the beginnings of its keys."""
+"""Which kind of model a checkpoint holds, by the beginnings of its keys."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of checkpoint, for telling one from another before any table is tried.
+    """A kind of checkpoint, recognized before any table is used.
 
     Attributes:
         kind: the model folder's kind.
         title: for messages.
-        marks: some key begins with each of them.
+        marks: beginnings of keys; the checkpoint has a key for each of them.
     """
 
     kind: str
@@ -30,7 +30,7 @@ _FAMILIES = (
 
 
 def family_of(keys: Iterable[str]) -> Family | None:
-    """The family that the keys show, or None."""
+    """The family of the keys, or None."""
     keys = list(keys)
     for family in _FAMILIES:
         if all(any(key.startswith(mark) for key in keys) for mark in family.marks):

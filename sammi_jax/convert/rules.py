@@ -1,9 +1,9 @@
 """Conversion tables: which source tensor fills which of our parameters, and how.
 
-A table lists one block once; `layer_rules` repeats it over the layers. The resulting list is
-exhaustive, so it can be printed, counted and inverted. `apply_rules` is strict in both
-directions: every source key is used or named in ``ignored`` with a reason, and every slot of
-every target is filled exactly once. All errors are collected and raised together.
+A table lists the tensors of one block; `layer_rules` repeats them for every layer. The resulting
+list is complete, so it can be printed, counted and inverted. `apply_rules` is strict in both
+directions: every source key is used or named in ``ignored`` with a reason, and every slot of every
+target is filled exactly once. All errors are raised together.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +19,7 @@ _MAX_LISTED = 12
 
 @dataclass(frozen=True)
 class Transform:
-    """A named change of layout and its inverse."""
+    """A named change of shape and axis order, and its inverse."""
 
     name: str
     forward: Callable[[np.ndarray], np.ndarray]
@@ -57,7 +57,7 @@ class Rule:
     Attributes:
         source: key in the source checkpoint.
         target: path of our parameter.
-        transform: change of layout.
+        transform: change of shape and axis order.
         layer: index into the target's leading (Stack) axis; None where there is none.
         part: ``(i, n)``: the i-th of n equal slices of the source along its first axis.
     """
@@ -71,19 +71,19 @@ class Rule:
 
 @dataclass(frozen=True)
 class Source:
-    """What a converter found out about a checkpoint.
+    """What is known about a checkpoint before its tensors are converted.
 
     Attributes:
         config: the model configuration that its shapes (and config file) imply.
-        rules: the exhaustive table.
-        ignored: source keys that are dropped knowingly, with the reason.
-        layout: the family of the file, for the model folder's record.
+        rules: the table of all keys.
+        ignored: source keys that are not used, with the reason.
+        key_names: the family of the keys, for the model folder's record.
     """
 
     config: Any
     rules: list[Rule]
     ignored: dict[str, str] = field(default_factory=dict)
-    layout: str = ""
+    key_names: str = ""
 
 
 BlockRow = tuple[str, str, Transform] | tuple[str, str, Transform, tuple[int, int]]

@@ -1,8 +1,8 @@
-"""A Segment Anything checkpoint's configuration and table, worked out from its tensors.
+"""A Segment Anything checkpoint's configuration and table, found from its tensors.
 
 Sizes are read from shapes. What shapes do not say (the decoder's heads and eps) comes from
-overrides, else from the ``config.json`` beside the checkpoint, else from the layout's own default.
-The table is in `convert.sam_layout`.
+overrides, else from the ``config.json`` beside the checkpoint, else from the original code.
+The table is in `convert.sam_keys`.
 """
 
 import re
@@ -14,18 +14,18 @@ import numpy as np
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SamConfig
 from sammi_jax.convert.rules import Source
-from sammi_jax.convert.sam_keys import Layout, sam_rules
+from sammi_jax.convert.sam_keys import KeyNames, sam_rules
 from sammi_jax.errors import SammiError
 
 Tensors = Mapping[str, np.ndarray]
 
-_MARKS: dict[str, Layout] = {
+_MARKS: dict[str, KeyNames] = {
     "image_encoder.patch_embed.proj.weight": "meta",
     "vision_encoder.patch_embed.projection.weight": "huggingface",
 }
 
 # The two-way transformer's norms: torch's default in the original, another one in the port.
-_DECODER_EPS: dict[Layout, float] = {"meta": 1e-5, "huggingface": 1e-6}
+_DECODER_EPS: dict[KeyNames, float] = {"meta": 1e-5, "huggingface": 1e-6}
 
 # What `models.sam` has no switch for, as config.json calls it.
 _ASSUMED = {
@@ -50,30 +50,30 @@ def rules_for(
     config_json: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Source:
-    """Recognize a SAM checkpoint and lay out its conversion.
+    """Recognize a SAM checkpoint: its configuration and table.
 
     Args:
         tensors: the state dictionary.
         config_json: Hugging Face's configuration file beside it.
-        overrides: fields of `SamConfig`, before everything else.
+        overrides: fields of `SamConfig`, which come before everything else.
 
     Raises:
         SammiError: not a SAM, or one that `models.sam.sam.Sam` cannot hold.
     """
-    layout: Layout | None = next((_MARKS[key] for key in _MARKS if key in tensors), None)
-    if layout is None:
+    names: KeyNames | None = next((_MARKS[key] for key in _MARKS if key in tensors), None)
+    if names is None:
         raise SammiError(f"not a Segment Anything checkpoint: it has no {' and no '.join(_MARKS)}")
-    described = config_json if layout == "huggingface" and config_json else {}
+    described = config_json if names == "huggingface" and config_json else {}
     _check_assumptions(described)
     decoder = described.get("mask_decoder_config", {})
     found = {
-        **to_dict(_SizeReader(tensors, layout).config()),
-        "decoder_eps": decoder.get("layer_norm_eps", _DECODER_EPS[layout]),
+        **to_dict(_SizeReader(tensors, names).config()),
+        "decoder_eps": decoder.get("layer_norm_eps", _DECODER_EPS[names]),
         "decoder_heads": decoder.get("num_attention_heads", SamConfig().decoder_heads),
         **(overrides or {}),
     }
     config = from_dict(SamConfig, found)
-    return Source(config, sam_rules(config, layout), _ignored(tensors, layout), layout)
+    return Source(config, sam_rules(config, names), _ignored(tensors, names), names)
 
 
 def _check_assumptions(described: Mapping[str, Any]) -> None:
@@ -86,28 +86,28 @@ def _check_assumptions(described: Mapping[str, Any]) -> None:
                 )
 
 
-def _ignored(tensors: Tensors, layout: Layout) -> dict[str, str]:
+def _ignored(tensors: Tensors, names: KeyNames) -> dict[str, str]:
     """Keys of the checkpoint that are dropped, with the reason.
 
     Raises:
-        SammiError: what should be a copy is none.
+        SammiError: the second copy of the Fourier matrix differs from the first.
     """
-    if layout == "meta":
+    if names == "meta":
         constants = [key for key in ("pixel_mean", "pixel_std") if key in tensors]
         return dict.fromkeys(constants, "constant of the preprocessing")
     if _FOURIER_COPY not in tensors:
         return {}
     if _FOURIER in tensors and not np.array_equal(tensors[_FOURIER], tensors[_FOURIER_COPY]):
-        raise SammiError(f"{_FOURIER_COPY} differs from {_FOURIER}: the two must be one matrix")
+        raise SammiError(f"{_FOURIER_COPY} differs from {_FOURIER}: the two must be equal")
     return {_FOURIER_COPY: f"copy of {_FOURIER}"}
 
 
 class _SizeReader:
-    """Reads a configuration off the shapes of a checkpoint's tensors."""
+    """Reads a configuration from the shapes of a checkpoint's tensors."""
 
-    def __init__(self, tensors: Tensors, layout: Layout):
+    def __init__(self, tensors: Tensors, names: KeyNames):
         self.tensors = tensors
-        self.is_meta = layout == "meta"
+        self.is_meta = names == "meta"
 
     def config(self) -> SamConfig:
         """Every field that shapes determine; the others at their defaults."""
@@ -143,10 +143,10 @@ class _SizeReader:
 
     def _shape(self, key: str, rank: int) -> tuple[int, ...]:
         if key not in self.tensors:
-            raise SammiError(f"the checkpoint lacks {key}: it is cut short or of another model")
+            raise SammiError(f"the checkpoint lacks {key}: it is incomplete or of another model")
         shape = tuple(self.tensors[key].shape)
         if len(shape) != rank or 0 in shape:
-            raise SammiError(f"{key} has shape {shape}: {rank} axes expected, none of them empty")
+            raise SammiError(f"{key} has shape {shape}; expected {rank} axes, none of them empty")
         return shape
 
     def _count(self, prefix: str) -> int:

@@ -3,7 +3,7 @@
 Meta's files and Hugging Face's hold the same tensors under two sets of names
 (facebookresearch/segment-anything, segment_anything/modeling; huggingface/transformers,
 models/sam/modeling_sam.py). One table gives both: a row is (Meta's name, Hugging Face's name, our
-path, what it stands for).
+path, which tensors it is).
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from sammi_jax.convert.rules import (
     Transform,
 )
 
-Layout = Literal["meta", "huggingface"]
+KeyNames = Literal["meta", "huggingface"]
 Row = tuple[str, str, str, str]
 
 
@@ -69,9 +69,9 @@ class _Section:
     ours: str
     rows: list[Row]
 
-    def rules(self, layout: Layout, layer: int | None = None) -> Iterator[Rule]:
-        """The rules of one layout; ``layer`` is the index in a Stack."""
-        is_meta = layout == "meta"
+    def rules(self, names: KeyNames, layer: int | None = None) -> Iterator[Rule]:
+        """The rules of one set of key names; ``layer`` is the index in a Stack."""
+        is_meta = names == "meta"
         prefix = self.meta if is_meta else self.huggingface
         for meta, huggingface, ours, kind in self.rows:
             name = prefix + (meta if is_meta else huggingface)
@@ -138,7 +138,7 @@ _TWO_WAY_END: list[Row] = [
 
 
 def _head(depth: int) -> list[Row]:
-    """An `MlpHead`: Hugging Face names its first and last layers apart."""
+    """An `MlpHead`: Hugging Face gives its first and last layers names of their own."""
     theirs = ["proj_in", *(f"layers.{i}" for i in range(depth - 2)), "proj_out"]
     return [(f"layers.{i}", name, f"layers/{i}", "linear") for i, name in enumerate(theirs)]
 
@@ -166,13 +166,13 @@ def _fixed_sections(config: SamConfig) -> Iterable[_Section]:
     yield _Section(name, name, "mask_decoder/iou_prediction_head/", rows)
 
 
-def sam_rules(config: SamConfig, layout: Layout) -> list[Rule]:
-    """The exhaustive table of one layout."""
-    rules = [rule for section in _fixed_sections(config) for rule in section.rules(layout)]
+def sam_rules(config: SamConfig, names: KeyNames) -> list[Rule]:
+    """The table of all keys of one set of names."""
+    rules = [rule for section in _fixed_sections(config) for rule in section.rules(names)]
     for i in range(4):
         row = (f"point_embeddings.{i}", f"point_embed.{i}", "point_embeddings", "embedding of one")
         prefix = "prompt_encoder."
-        rules += _Section(prefix, prefix, "prompt_encoder/", [row]).rules(layout, layer=i)
+        rules += _Section(prefix, prefix, "prompt_encoder/", [row]).rules(names, layer=i)
     per_stage = config.num_layers // config.num_stages
     for i in range(config.num_layers):
         stage, place = divmod(i, per_stage)
@@ -185,5 +185,5 @@ def sam_rules(config: SamConfig, layout: Layout) -> list[Rule]:
             f"image_encoder/{blocks}/block/",
             _BLOCK,
         )
-        rules += section.rules(layout, layer=index)
+        rules += section.rules(names, layer=index)
     return rules

@@ -1,8 +1,8 @@
-"""SAM-MI put together from what is published: a CLIP or a CAT-Seg, and a SAM.
+"""SAM-MI assembled from published checkpoints: a CLIP or a CAT-Seg, and a SAM.
 
-No checkpoint gives TSPP and DMI; a CLIP alone gives no aggregator and no up-sampling either. These
-parts start fresh from a fixed seed. DMI ends in zero layers, so that CAT-Seg's weights put
-together here still compute CAT-Seg (docs/method.md section 5).
+No checkpoint has TSPP and DMI; a CLIP has no aggregator and no up-sampling either. These parts are
+initialized from a fixed seed. DMI ends in zero layers, so that a SAM-MI assembled from CAT-Seg's
+weights still computes CAT-Seg (docs/method.md section 5).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ def segmenter_config(
 ) -> SegmenterConfig:
     """SAM-MI's configuration over a CAT-Seg's, or CAT-Seg's published one fitted to a CLIP.
 
-    CAT-Seg gives CLIP an input of 24 x 24 patches and taps it at one and two thirds of its depth.
+    CAT-Seg gives CLIP an input of 24 x 24 patches and reads it at one and two thirds of its depth.
 
     Args:
         base: of the CLIP or CAT-Seg.
@@ -57,8 +57,8 @@ def assemble(
     """Join the towers and initialize the rest; ``templates`` as for `segmenter_config`.
 
     Returns:
-        The configuration, every parameter of `models.sammi.Sammi` by path, and the parts that no
-        checkpoint gave.
+        The configuration, every parameter of `models.sammi.Sammi` by path, and the parts that were
+        in no checkpoint.
 
     Raises:
         SammiError: the sizes do not fit together.
@@ -78,9 +78,9 @@ def assemble(
 
 
 def _with_shallow_towers(config: SegmenterConfig) -> SegmenterConfig:
-    """The same heads over towers that cost nothing to initialize.
+    """The same heads over towers of one or two layers, which are quick to initialize.
 
-    No head's size depends on the depth of a tower (`folder.write_model` would notice).
+    No head's size depends on a tower's depth (`write_model` checks every shape).
     """
     clip, masks = config.clip, cast(MaskConfig, config.masks)
     clip = replace(
@@ -93,7 +93,7 @@ def _with_shallow_towers(config: SegmenterConfig) -> SegmenterConfig:
 
 
 def _parts(paths: list[str], expected: Iterable[str]) -> list[str]:
-    """The paths, with modules that are fresh throughout named as one."""
+    """The paths; a module whose parameters are all among them is named once."""
     names: list[str] = []
     for top in dict.fromkeys(path.split("/")[0] for path in paths):
         inside = [path for path in expected if path.split("/")[0] == top]

@@ -1,4 +1,4 @@
-"""Checkpoints of other projects as ``{key: array}``: the only file that imports torch.
+"""Checkpoints of other projects as ``{key: array}``; the only module that imports torch.
 
 Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, TorchScript archives
 (OpenAI's CLIP files) with ``torch.jit.load``; safetensors files need no torch.
@@ -60,12 +60,13 @@ class Checkpoint:
 
 
 def read_tensors(path: str | Path) -> Checkpoint:
-    """Read a weights file, or a folder in the layout of Hugging Face or OpenCLIP.
+    """Read a weights file, or a folder as Hugging Face and OpenCLIP write it.
 
-    A wrapper around the state dict (``{"model": ...}``) and a ``module.`` prefix are taken off.
+    A wrapper around the state dict (``{"model": ...}``) and a ``module.`` prefix are removed.
 
     Raises:
-        SammiError: nothing there, not a checkpoint, cut short, or a pickle that needs code.
+        SammiError: the path does not exist, is not a checkpoint, is damaged, or is a pickle that
+            would run code.
     """
     path = Path(path).expanduser()
     files, config = _locate(path)
@@ -74,7 +75,7 @@ def read_tensors(path: str | Path) -> Checkpoint:
     dtypes: dict[str, str] = {}
     digest, kind = hashlib.sha256(), ""
     for file in files:
-        _refuse_other_content(file)
+        _check_content(file)
         kind, values = _read_file(file)
         for key, value in values:
             dtypes[key] = value.dtype.name
@@ -96,7 +97,9 @@ def _locate(path: Path) -> tuple[list[Path], Path | None]:
                 return files, _existing(path / config)
         loose = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)
         mend = f"give the file itself, {path / loose[0]}" if loose else "give a checkpoint"
-        raise SammiError(f"{path}: a folder without {_FOLDER_FILES[0][0]} or its like; {mend}")
+        raise SammiError(
+            f"{path}: a folder without {_FOLDER_FILES[0][0]} or another known file; {mend}"
+        )
     if not path.exists():
         raise SammiError(f"{path}: no such file or folder")
     if path.suffix not in _SUFFIXES:
@@ -121,8 +124,8 @@ def _shards(index: Path) -> list[Path]:
     return files
 
 
-def _refuse_other_content(file: Path) -> None:
-    """Say what a download gave instead of the weights."""
+def _check_content(file: Path) -> None:
+    """Raise an error for what failed downloads leave: an empty file, a web page, a pointer."""
     if not file.is_file():
         raise SammiError(f"{file}: not a file")
     with file.open("rb") as stream:
@@ -156,7 +159,7 @@ def _not_plain(file: Path, key: str, found: Any) -> SammiError:
 
 
 def _damaged(file: Path, error: BaseException) -> SammiError:
-    """The error for a file whose content does not hold together."""
+    """The error for a file that cannot be decoded."""
     return SammiError(f"{file}: damaged or cut short ({one_line(error)}); download it again")
 
 
@@ -212,8 +215,8 @@ def _read_pickle(file: Path) -> Iterator[tuple[str, np.ndarray]]:
         if name is None:
             raise _damaged(file, error) from error
         raise SammiError(
-            f"{file}: the pickle asks for {name[1]}, and code in checkpoints is never run; "
-            "save the bare state dict (or safetensors) and convert that"
+            f"{file}: the pickle would run {name[1]}, and code in checkpoints is never run; save "
+            "the state dict alone (or safetensors) and convert that"
         ) from error
     except Exception as error:  # torch raises whatever the broken part happened to give
         raise _damaged(file, error) from error
@@ -231,11 +234,11 @@ def _numpy_globals() -> list[Any]:
 
 
 def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a loaded object, its wrapper and ``module.`` prefix taken off."""
+    """The tensors of a loaded object, without its wrapper and ``module.`` prefix."""
     if isinstance(state, Mapping):
         state = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), state)
     if not isinstance(state, Mapping) or not state:
-        raise SammiError(f"{file}: holds no state dict but {type(state).__name__}")
+        raise SammiError(f"{file}: holds a {type(state).__name__}, not a state dict")
     prefix = "module." if all(str(key).startswith("module.") for key in state) else ""
     for key, value in state.items():
         name = str(key).removeprefix(prefix)
@@ -246,7 +249,7 @@ def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.nd
         else:
             raise SammiError(
                 f"{file}: {name} is a {type(value).__name__}, not a tensor; "
-                f"a state dict is looked for at the top or under {', '.join(_WRAPPERS)}"
+                f"a state dict is expected at the top or under {', '.join(_WRAPPERS)}"
             )
 
 

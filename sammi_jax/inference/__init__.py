@@ -1,1 +1,1 @@
-"""Loaded models: images and class names in, label maps out."""
+"""Loaded models: from images and class names to label maps."""

@@ -29,9 +29,9 @@ from sammi_jax.typing import Array, Float, UInt8
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ViewScores:
-    """Class maps of every view as the network gives them, before views are put together."""
+    """Class maps of every view as the network gives them, before the views are combined."""
 
-    maps: Array  # [b, v, t, h, w]: logits; cosines where CLIP stands alone
+    maps: Array  # [b, v, t, h, w]: logits, or cosines of a zero-shot CLIP
     proposals: MaskProposals | None
 
 
@@ -74,7 +74,7 @@ def zero_shot_views(
 def blend_cosines(
     maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
 ) -> Float[Array, "b t h2 w2"]:
-    """Cosines on the canvas, in cells, from every view's."""
+    """Cosines on the canvas, one for each cell, from those of every view."""
     del config
     stitched = stitch(rearrange(maps, "b v t h w -> b v h w t"), layout)
     return rearrange(stitched, "b h w t -> b t h w")
@@ -116,10 +116,10 @@ def _views(
 def blend_logits(
     maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
 ) -> Float[Array, "b t o o"]:
-    """Class probabilities on the canvas from every view's logits; each class for itself (sigmoid).
+    """Class probabilities (sigmoid) on the canvas from every view's logits.
 
-    With windows each view's logits are resized to the crop before the sigmoid; a single view's
-    are not resized (CAT-Seg's plain mode applies the sigmoid first; docs/catseg.md part f).
+    With windows, each view's logits are resized to the crop before the sigmoid. A single view's
+    are not: CAT-Seg's plain mode applies the sigmoid first (docs/catseg.md part f).
     """
     maps = rearrange(maps, "b v t h w -> b v h w t")
     if layout.has_global_view:

@@ -1,4 +1,4 @@
-"""The result of segmenting one picture, and how it is drawn and written."""
+"""The result of segmenting one image, and how it is drawn and written."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from sammi_jax.typing import NpArray
 
 @dataclass(frozen=True)
 class Segmentation:
-    """One segmented picture of H x W pixels.
+    """One segmented image of H x W pixels.
 
     Attributes:
-        image: the picture, uint8 ``[H, W, 3]``.
+        image: uint8 RGB ``[H, W, 3]``.
         class_names: the T names.
         labels: int32 ``[H, W]``, index into ``class_names``.
-        scores: float32 ``[T, H, W]`` in [0, 1]; each class is judged for itself.
+        scores: float32 ``[T, H, W]`` in [0, 1], for each class by itself: they do not sum to 1.
         points: float32 ``[K, 2]``, the valid point prompts (x, y) in pixels.
         masks: bool ``[N, H, W]``, the aggregated SAM masks; none for CAT-Seg.
     """
@@ -36,7 +36,7 @@ class Segmentation:
         self.overlay().save(path)
 
     def overlay(self) -> Image.Image:
-        """The picture that `save` writes."""
+        """The figure that `save` writes."""
         colors = palette(len(self.class_names))
         blended = blend_classes(self.image, self.labels, colors)
         entries = [

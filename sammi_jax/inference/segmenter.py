@@ -1,4 +1,4 @@
-"""What users hold in their hands: model folders loaded, with text and pictures in and out.
+"""Model folders loaded for use: images and class names in, label maps out.
 
 `load` gives a `Segmenter`, `load_clip` a `ClipModel`, `load_sam` a `SamModel`
 (docs/python.md has examples).
@@ -46,8 +46,8 @@ _CLASS_BUCKET = 8  # the class axis is padded to a multiple, so that few program
 class _TextPrompted:
     """A model that scores the classes of a text list at every place of an image.
 
-    Text embeddings are kept for each class list that was used; the class axis is padded to a
-    multiple of 8, so that one compiled program serves several lists.
+    Text embeddings of each class list are kept. The class axis is padded to a multiple of 8, so
+    that lists of similar length share one compiled program.
     """
 
     config: SegmenterConfig
@@ -102,7 +102,7 @@ class _TextPrompted:
         """The classes' text embeddings, the class axis padded.
 
         Raises:
-            SammiError: a folder without tokenizer.
+            SammiError: the model folder has no tokenizer, or it cannot express a class name.
         """
         names = tuple(class_names)
         if names not in self._texts:
@@ -147,7 +147,7 @@ class _TextPrompted:
 
 
 class Segmenter(_TextPrompted):
-    """CAT-Seg or SAM-MI: pictures and class names in, label maps out.
+    """CAT-Seg or SAM-MI: images and class names in, label maps out.
 
     Args:
         config: of the model.
@@ -164,7 +164,7 @@ class Segmenter(_TextPrompted):
         super().__init__(config, build(model_maker(config), params), tokenizer)
 
     def replace_params(self, params: Mapping[str, Any]) -> None:
-        """Take other parameters of the same shapes; what was compiled stays."""
+        """Use other parameters of the same shapes; compiled programs are kept."""
         _, state = nnx.split(build(model_maker(self.config), params))
         self._state, self._texts = jax.device_put(state), {}
 
@@ -231,7 +231,7 @@ class Segmenter(_TextPrompted):
 
 
 class ZeroShot(_TextPrompted):
-    """CLIP's cost map alone, as the baseline that the trained heads are measured against.
+    """CLIP's cost map alone: the baseline of the trained models.
 
     Args:
         folder: a CLIP model folder.
@@ -268,7 +268,11 @@ class ZeroShot(_TextPrompted):
 
 
 def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:
-    """What a model folder predicts label maps with; a CLIP folder does it zero-shot.
+    """The model of a folder, to predict label maps with; a CLIP does it zero-shot.
+
+    Args:
+        folder: a CAT-Seg, SAM-MI or CLIP model folder.
+        config: for a CLIP: sizes and templates of the segmenter that it is compared with.
 
     Raises:
         SammiError: the folder is missing, damaged, or holds a SAM.

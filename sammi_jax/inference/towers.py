@@ -15,7 +15,7 @@ from sammi_jax.weights.params import build
 
 
 class _Compiled:
-    """A module split once, whose methods run under `jax.jit`."""
+    """A module whose methods run under `jax.jit`."""
 
     def __init__(self, module: nnx.Module):
         self._graphdef, state = nnx.split(module)

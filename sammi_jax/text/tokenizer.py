@@ -1,9 +1,8 @@
 """Text to CLIP's token rows.
 
 The byte-pair encoding is transformers' ``CLIPTokenizer``; a model folder's ``tokenizer.json`` is
-read by the ``tokenizers`` library, on which it is built. Deviation from openai/CLIP
-clip/simple_tokenizer.py: no ftfy, no HTML unescaping; class names hold neither broken encodings nor
-entities.
+read by the ``tokenizers`` library, which transformers uses as well. Deviation from openai/CLIP
+clip/simple_tokenizer.py: no ftfy and no HTML unescaping, which class names do not need.
 """
 
 import gzip
@@ -33,11 +32,11 @@ _NUM_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, the first are 
 class Tokenizer:
     """Turns texts into zero-padded rows of token ids between a start and an end token.
 
-    Any tokenizer of the ``tokenizers`` library serves whose vocabulary has ``<|startoftext|>``
-    and, as its largest id, ``<|endoftext|>`` (CLIP reads a text's feature at the largest id).
+    The vocabulary must have ``<|startoftext|>`` and, with the largest id, ``<|endoftext|>``: CLIP
+    reads a text's feature at the largest id.
 
     Raises:
-        SammiError: those tokens are not there.
+        SammiError: one of these tokens is missing, or another token has the largest id.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, name: str = TOKENIZER_FILE):
@@ -59,7 +58,7 @@ class Tokenizer:
         """Read ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``, else OpenAI's file.
 
         Raises:
-            SammiError: none of them is in the folder, or what is there is damaged.
+            SammiError: the folder has none of them, or the file is damaged.
         """
         folder = Path(path)
         if (folder / TOKENIZER_FILE).is_file():
@@ -70,22 +69,22 @@ class Tokenizer:
             return _read(folder / BPE_FILE, _from_openai)
         raise SammiError(
             f"{folder}: no tokenizer; put {TOKENIZER_FILE}, or vocab.json and merges.txt, or "
-            f"{BPE_FILE} there"
+            f"{BPE_FILE} into it"
         )
 
     @classmethod
     def from_file(cls, path: str | Path) -> "Tokenizer":
-        """Read a file of the form of ``tokenizer.json``, or OpenAI's where it ends in ``.gz``.
+        """Read a ``tokenizer.json`` of any name, or OpenAI's vocabulary (``.gz``).
 
         Raises:
-            SammiError: it cannot be read, or is another tokenizer.
+            SammiError: the file cannot be read, or is not a CLIP tokenizer.
         """
         path = Path(path)
         return _read(path, _from_openai if path.suffix == ".gz" else _from_json)
 
     @property
     def vocab_size(self) -> int:
-        """Rows that the text tower's token table needs."""
+        """Number of rows that the text tower's token table needs."""
         return self._end + 1
 
     def save(self, folder: str | Path) -> None:
@@ -95,12 +94,12 @@ class Tokenizer:
     def __call__(
         self, texts: str | Sequence[str], context_length: int = 77
     ) -> Int[NpArray, "n {context_length}"]:
-        """Token ids (int32): start, the text's, end, zeros.
+        """Token ids (int32): the start token, the text's tokens, the end token, zeros.
 
-        A text that does not fit is cut, its end token kept last, with one warning for the call.
+        Texts that are too long are cut before the end token; one warning names all of them.
 
         Raises:
-            SammiError: a text holds something that the vocabulary cannot express.
+            SammiError: a text has a word that the vocabulary cannot express.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = np.zeros((len(texts), context_length), np.int32)
@@ -113,7 +112,7 @@ class Tokenizer:
             row[: len(ids) + 2] = [self._start, *ids, self._end]
         if cut:
             warnings.warn(
-                f"longer than {context_length} tokens and therefore cut: {'; '.join(cut)}",
+                f"cut because longer than {context_length} tokens: {'; '.join(cut)}",
                 stacklevel=2,
             )
         return rows
@@ -122,7 +121,9 @@ class Tokenizer:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the library raises nothing narrower
-            raise SammiError(f"{text!r}: the tokenizer cannot express it ({error})") from error
+            raise SammiError(
+                f"{text!r}: the tokenizer has no tokens for it ({one_line(error)})"
+            ) from error
 
 
 def class_tokens(
@@ -134,7 +135,7 @@ def class_tokens(
     """Token ids (int32) of every class in every prompt template.
 
     Raises:
-        SammiError: there is no template, one has not exactly one ``{}``, or a name holds something
+        SammiError: there is no template, one has not exactly one ``{}``, or a prompt has a word
             that the vocabulary cannot express.
     """
     check_templates(templates)
@@ -169,7 +170,10 @@ def _from_openai(path: Path) -> tokenizers.Tokenizer:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         merges = file.read().splitlines()[1 : 1 + _NUM_MERGES]
     if len(merges) < _NUM_MERGES:
-        raise SammiError(f"{path}: {len(merges)} merges of {_NUM_MERGES}: the file is cut off")
+        raise SammiError(
+            f"{path}: holds {len(merges)} merges, not {_NUM_MERGES}: it is cut short; download it "
+            "again"
+        )
     # OpenAI's order of the bytes' letters is that of code points.
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(letter + "</w>" for letter in letters)]

@@ -7,12 +7,12 @@ from sammi_jax.errors import SammiError
 
 
 def parse_class_list(text: str) -> list[str]:
-    """Class names from ``"cat, dog"``, or from a file with one name a line (``names.txt``).
+    """Class names from ``"cat, dog"``, or from a text file with one name a line (``names.txt``).
 
-    A comma ends a name in the first form; in a file it separates synonyms (`first_synonym`).
+    Commas separate names in the first form, and synonyms of a name in a file (`first_synonym`).
 
     Raises:
-        SammiError: no name, a name twice, or an unreadable file.
+        SammiError: there is no name, a name occurs twice, or the file cannot be read.
     """
     if text.strip().endswith(".txt"):
         return read_class_file(text.strip())
@@ -23,7 +23,7 @@ def read_class_file(path: str | Path) -> list[str]:
     """Class names from a UTF-8 file with one name a line, synonyms after ``", "``.
 
     Raises:
-        SammiError: no name, a name twice, or an unreadable file.
+        SammiError: there is no name, a name occurs twice, or the file cannot be read.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -33,9 +33,9 @@ def read_class_file(path: str | Path) -> list[str]:
 
 
 def check_class_names(names: Iterable[str]) -> list[str]:
-    """The names, stripped, blank ones left out.
+    """The names without surrounding space; blank ones are left out.
 
-    Names that differ only in case or spacing are the same to the tokenizer, hence duplicates.
+    Names that differ only in case or spacing count as equal, because the tokenizer ignores both.
 
     Raises:
         SammiError: there is no name, or a name occurs twice.
@@ -90,7 +90,7 @@ def read_template_file(path: str | Path) -> tuple[str, ...]:
     """Prompt templates from a UTF-8 file with one a line; blank lines are left out.
 
     Raises:
-        SammiError: an unreadable file, no template, or one without exactly one ``{}``.
+        SammiError: the file cannot be read, has no template, or one without exactly one ``{}``.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()

@@ -30,7 +30,7 @@ KINDS = tuple(CONFIGS)
 
 
 def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
-    """The constructor of a configuration's model, quick to trace.
+    """The constructor of a configuration's model, with keys that are cheap to trace.
 
     For `params.abstract_params` and `params.build`, and for initialization under `jax.jit`.
     """
@@ -39,7 +39,7 @@ def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
 
 
 def buffer_paths(config: ModelConfig) -> set[str]:
-    """Paths of the configuration's constants, which belong to the checkpoint and never train."""
+    """Paths of the model's buffers: constants that are stored with the weights and never train."""
     state = nnx.state(nnx.eval_shape(model_maker(config)), Buffer)
     return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
 
@@ -49,7 +49,7 @@ def expected_params(config: ModelConfig) -> Mapping[str, Any]:
     """Shape and dtype of every parameter of the configuration's model, by path.
 
     Raises:
-        SammiError: its sizes make no model.
+        SammiError: no model can be made with its sizes.
     """
     try:
         return MappingProxyType(abstract_params(model_maker(config)))

@@ -5,8 +5,8 @@ The weights' names are our parameter paths (``"vision/norm_pre/scale"``); ``conf
     {"format": 1, "kind": "clip" | "sam" | "catseg" | "sammi", "config": {...}, "source": {...},
      "licence": "...", "converter": "0.1.0", "initialized": [...]}
 
-A folder is written whole or not at all. Reading checks every name, shape and dtype against the
-model that the configuration describes.
+A folder is written atomically. Reading checks every name, shape and dtype against the model that
+the configuration describes. `weights.provenance` says what ``source`` and ``licence`` hold.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ _STORED = {  # safetensors' names
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies in the file."""
+    """A tensor in the file."""
 
     shape: tuple[int, ...]
     dtype: str  # numpy's name
@@ -80,13 +80,13 @@ class ModelFolder:
 
     kind: Kind
     config: Any  # of the class that belongs to the kind
-    params: dict[str, np.ndarray]  # float32 whatever the file's precision
+    params: dict[str, np.ndarray]  # float32, also where the file has bfloat16
     tokenizer_path: Path | None
     meta: dict[str, Any]
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether ``path`` claims to be a model folder (nothing else of it is checked)."""
+    """Whether ``path`` has a model folder's config.json; nothing else is checked."""
     try:
         meta = read_json(Path(path) / CONFIG_FILE)
     except SammiError:
@@ -106,22 +106,22 @@ def write_model(
     dtype: str = "float32",
     initialized: Sequence[str] = (),
 ) -> Path:
-    """Write a model folder, whole or not at all, and return its absolute path.
+    """Write a model folder atomically and return its absolute path.
 
     Args:
         folder: must not exist, or be empty.
         kind: which model.
         config: of the class that belongs to the kind.
         params: every parameter of the model by path.
-        source: where the weights come from, for the record.
+        source: where the weights come from (`weights.provenance`).
         licence: of the weights.
-        tokenizer: written beside them.
+        tokenizer: written into the folder too.
         dtype: "float32" or "bfloat16", for the floating parameters; buffers stay float32.
-        initialized: parts that no checkpoint gave.
+        initialized: parts that were in no checkpoint and start fresh.
 
     Raises:
-        SammiError: the destination is taken, ``dtype`` is another, or parameters are missing,
-            unknown or of another shape.
+        SammiError: the folder exists and is not empty, ``dtype`` is unknown, or parameters are
+            missing, unknown or of another shape.
     """
     folder = check_destination(folder)
     if dtype not in DTYPES:
@@ -168,8 +168,8 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
     """Check a model folder without reading its weights.
 
     Raises:
-        SammiError: not a model folder, of another kind, with a configuration that makes no model,
-            or with weights that are cut short or do not fit the configuration.
+        SammiError: not a model folder, of another kind, with a configuration of which no model can
+            be made, or with weights that are cut short or do not fit the configuration.
     """
     folder = Path(folder).expanduser()
     meta = read_meta(folder)
@@ -196,7 +196,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
 
 
 def weights_digest(folder: str | Path) -> str:
-    """SHA-256 of the weights file of a model folder: two models are the same, or not."""
+    """SHA-256 of the weights file of a model folder, to tell whether two models are the same."""
     with (Path(folder).expanduser() / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -238,7 +238,7 @@ def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:
 
 @contextmanager
 def _open_weights(file: Path) -> Iterator[Any]:
-    """The memory-mapped weights; damage found while reading becomes one line."""
+    """The memory-mapped weights; damage found while reading raises a `SammiError`."""
     if not file.is_file():
         raise SammiError(f"{file}: missing; convert the model again")
     try:
@@ -271,7 +271,7 @@ def _fits(stored: str, wanted: str) -> bool:
 
 
 def _to_store(value: Any, dtype: np.dtype) -> np.ndarray:
-    """C order, always: safetensors writes the bytes of other layouts as they lie, scrambled."""
+    """In C order: of any other memory order safetensors would write the bytes as they are."""
     value = np.asarray(value)
     return np.ascontiguousarray(value, dtype if value.dtype == np.float32 else value.dtype).reshape(
         value.shape

@@ -1,6 +1,6 @@
 """A module's variables as one flat dictionary ``{"a/b/c": array}``, and back.
 
-Model folders, conversion and sharding all speak of parameters by these paths.
+Model folders, conversion and sharding name parameters by these paths.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,8 +37,8 @@ def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float3
     Args:
         make: constructor.
         params: all variables by path.
-        dtype: what the module's products compute in: its parameters are cast to it. Buffers and
-            scalars (temperatures) stay float32: they are cheap, and exactness matters there.
+        dtype: of the parameters, and so of the module's matrix products. Buffers and scalars
+            (temperatures) stay float32: they cost little, and their precision matters.
 
     Raises:
         SammiError: a path is missing, is unknown, or has another shape.
