@@ -31,7 +31,7 @@ $(TEST_STAMP): $(RUN_STAMP)
 
 env: $(TEST_STAMP)  ## the virtual environment .venv with everything that the tests need
 
-demo: $(RUN_STAMP)  ## train and evaluate on embedded data; pictures and a table under runs/demo
+demo: $(RUN_STAMP)  ## train and evaluate on embedded data; images and a table under runs/demo
 	$(BIN)/python examples/demo.py --workdir runs/demo
 
 check: $(TEST_STAMP)  ## lint, format and types
