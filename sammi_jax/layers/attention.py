@@ -31,9 +31,9 @@ def dot_product_attention(
     scores = jnp.einsum("...nd,...md->...nm", query * query.shape[-1] ** -0.5, key)
     scores = scores.astype(jnp.float32)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + jnp.broadcast_to(bias, scores.shape)
     if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("...nm,...me->...ne", weights, value)
 

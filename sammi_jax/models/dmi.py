@@ -81,7 +81,7 @@ class LowInjection(nnx.Module):
     ) -> Float[Array, "b h w t p"]:
         """S + alpha * cos(F_l', F_t), one alpha a template."""
         cosine = cosine_map(features, text_features)
-        return _add_where(any_valid, cost, self.alpha[...] * cosine)
+        return _add_where(any_valid, cost, self.alpha[None, None, None, None] * cosine)
 
 
 class HighInjection(nnx.Module):
