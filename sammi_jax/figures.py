@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sammi_jax.typing import Bool, Float, Int, NpArray, UInt8
+from sammi_jax.typing import Bool, Float, Integer, NpArray, UInt8
 
 Colors = tuple[tuple[int, ...], ...]  # RGB of every class
 
@@ -35,7 +35,7 @@ def class_colors(num_classes: int, colors: Colors | None) -> UInt8[NpArray, "n 3
 
 
 def label_image(
-    labels: Int[NpArray, "h w"], num_classes: int, colors: Colors | None = None
+    labels: Integer[NpArray, "h w"], num_classes: int, colors: Colors | None = None
 ) -> Image.Image:
     """A label map: an image of class indices with a palette; 16-bit gray beyond 256 classes."""
     if num_classes > _MAX_PALETTE:
@@ -46,7 +46,7 @@ def label_image(
 
 
 def blend_classes(
-    pixels: UInt8[NpArray, "h w 3"], labels: Int[NpArray, "h w"], colors: UInt8[NpArray, "n 3"]
+    pixels: UInt8[NpArray, "h w 3"], labels: Integer[NpArray, "h w"], colors: UInt8[NpArray, "n 3"]
 ) -> UInt8[NpArray, "h w 3"]:
     """An image under the colors of its classes."""
     blended = (1 - _OPACITY) * pixels + _OPACITY * colors[labels]

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Bool, Float, Int, UInt8
+    from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
 else:
     try:
-        from jaxtyping import Array, Bool, Float, Int, UInt8
+        from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
     except ImportError:
         Array = jax.Array
 
@@ -21,8 +21,15 @@ else:
             def __getitem__(self, item: Any) -> Any:
                 return item[0]
 
-        Bool = Float = Int = UInt8 = _Annotation()
+        Bool = Float = Int = Integer = UInt8 = _Annotation()
+
+# A field of a dataclass that is a pytree: an array, or what a transformation puts in its place,
+# such as a shape, a sharding or an array of numpy's.
+if TYPE_CHECKING:
+    Leaf = Array
+else:
+    Leaf = Any
 
 NpArray = np.ndarray
 
-__all__ = ["Array", "Bool", "Float", "Int", "NpArray", "UInt8"]
+__all__ = ["Array", "Bool", "Float", "Int", "Integer", "Leaf", "NpArray", "UInt8"]

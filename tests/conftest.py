@@ -30,6 +30,7 @@ from tests.skips import (  # noqa: F401 (hooks)
 )
 
 jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes that only happen to fit hide errors
 
 ROOT = Path(__file__).resolve().parent.parent
 PHOTOGRAPHS = ROOT.parent / "shared" / "images"

@@ -1,5 +1,6 @@
 """The whole of CAT-Seg against the reference on a tiny random checkpoint (`tests/goldens`)."""
 
+import dataclasses
 import json
 
 import jax
@@ -37,7 +38,7 @@ class Reference:
         self.config = self.source.config
         make = lambda: Sammi(self.config, rngs=Keys(0))  # noqa: E731
         params = apply_rules(tensors, self.source.rules, abstract_params(make), self.source.ignored)
-        self.model = build(make, params)
+        self.model = build(make, jax.tree.map(jnp.asarray, params))
         self.eval, self.slide, self.train = (
             np.load(folder / f"catseg_tiny_{part}.npz") for part in ("eval", "slide", "train")
         )
@@ -52,10 +53,9 @@ def _hwc(image):
     return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
-def _plain_input(reference, image):
-    import dataclasses
-
-    return segmenter_input(_hwc(image), dataclasses.replace(reference.config, sliding=None))
+def _plain_clip_in(reference, image):
+    config = dataclasses.replace(reference.config, sliding=None)
+    return clip_views(jnp.asarray(segmenter_input(_hwc(image), config).canvas), 96)
 
 
 def _forward(reference, clip_in, text, pooling):
@@ -78,7 +78,7 @@ def test_text(reference):
 
 def test_plain_square(reference):
     data = reference.eval
-    clip_in = clip_views(_plain_input(reference, data["image_square"]).canvas, 96)
+    clip_in = _plain_clip_in(reference, data["image_square"])
     assert_parity(clip_in.transpose(0, 3, 1, 2), data["eval_pool1/clip_in"], name="catseg clip_in")
     text = jnp.asarray(data["text_test"])[:, None]
     for tag, pooling in (("pool1", 1), ("poolT", 2)):
@@ -91,7 +91,7 @@ def test_plain_square(reference):
 
 def test_plain_rectangle(reference):
     data = reference.eval
-    clip_in = clip_views(_plain_input(reference, data["image_rect"]).canvas, 96)
+    clip_in = _plain_clip_in(reference, data["image_rect"])
     assert_parity(clip_in.transpose(0, 3, 1, 2), data["rect_plain/clip_in"], name="rect clip_in")
     text = jnp.asarray(data["text_test"])[:, None]
     logits = _forward(reference, clip_in, text, 2)

@@ -23,6 +23,8 @@ from sammi_jax.weights.model_folder import describe
 
 ROOT = Path(__file__).resolve().parent.parent
 
+pytestmark = pytest.mark.filterwarnings("default:no tokenizer beside")
+
 
 def python(*arguments):
     return subprocess.run(

@@ -268,8 +268,15 @@ def test_encode_dense(clip, reference, rng, size):
 )
 def test_default_taps_are_those_of_catseg(monkeypatch, size, taps):
     clip = nnx.eval_shape(lambda: Clip(CLIP_SIZES[size], rngs=Keys(0)))
-    monkeypatch.setattr(clip_module.ImageTower, "dense", lambda self, image, taps, remat: taps)
-    assert clip.encode_dense(jnp.zeros((1, 8, 8, 3))) == taps
+    seen = []
+
+    def dense(self, image, taps, remat):
+        seen.append(taps)
+        return image, (image, image)
+
+    monkeypatch.setattr(clip_module.ImageTower, "dense", dense)
+    clip.encode_dense(jnp.zeros((1, 8, 8, 3)))
+    assert seen == [taps]
 
 
 @pytest.mark.parametrize("taps", [(0, 3), (2, 1), (-1, 1)])

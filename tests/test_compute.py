@@ -23,8 +23,10 @@ def losses(task_config, dtype):
     frozen = {path: value for path, value in params.items() if path not in paths}
     loss = make_loss(task, dtype)
 
+    batch = jax.tree.map(jnp.asarray, task.batch(0))
+
     def value(trainable):
-        return loss({**frozen, **trainable}, task.batch(0), jax.random.key(0))[0]
+        return loss({**frozen, **trainable}, batch, jax.random.key(0))[0]
 
     return jax.value_and_grad(value), {path: params[path] for path in paths}
 

@@ -38,6 +38,8 @@ from tests.sam_reference import SIDE, SMALL, HfConfig, make_model, meta_tensors
 from tests.sam_reference import tensors_of as sam_tensors
 from tests.test_clip import openai_names, openai_scalars, state_dict, torch_model
 
+pytestmark = pytest.mark.filterwarnings("default:no tokenizer beside")
+
 # Heads 64 wide, as in OpenAI's models: nothing else says their number in a bare state dict.
 CLIP = ClipConfig(
     ClipVisionConfig(image_size=16, patch_size=4, width=128, num_layers=3, num_heads=2),

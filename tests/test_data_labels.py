@@ -240,7 +240,8 @@ def test_binary_masks(tmp_path):
         [0, 0, 0, 1]
     ]
     one_bit = save(tmp_path / "c.png", soft, mode="1")
-    assert Image.open(one_bit).mode == "1"
+    with Image.open(one_bit) as image:
+        assert image.mode == "1"
     assert set(np.unique(train_ids("mess_chase_db1", one_bit))) == {0, 1}
     bird = save(tmp_path / "012.Blackbird" / "d.png", soft)
     assert train_ids("mess_cub_200", bird).tolist() == [[0, 12, 12, 12]]

@@ -138,7 +138,8 @@ def check_pictures(record, workdir, labels, pictures):
     check_numbers(record, workdir / "labels" / folder, labels)
     (panel,) = (workdir / "panels" / folder).iterdir()
     width = labels[panel.stem].shape[1]
-    assert Image.open(panel).size[0] == pictures * width + (pictures - 1) * 6
+    with Image.open(panel) as image:
+        assert image.size[0] == pictures * width + (pictures - 1) * 6
 
 
 def check_head(found, config):

@@ -140,7 +140,7 @@ def reference(dataset, threshold=None, texts=NUM_TEXTS, shown=(lambda x: x,), si
             for flip in shown:
                 canvas = predictor.prepare(flip(example["image"]), config).canvas
                 out = (canvas[0] / 255 - 0.5) @ predictor.state
-                maps.append(resize(flip(out), example["label"].shape))
+                maps.append(resize(jnp.asarray(flip(out)), example["label"].shape))
         mean = np.mean(maps, axis=0)[..., :texts]
         merged = np.array(dataset.merge)[mean.argmax(axis=-1)]
         if threshold is not None:
@@ -267,7 +267,8 @@ def test_written_images(dataset, tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), prediction)
     panels = list((tmp_path / "panels" / "images").iterdir())
     assert len(panels) == 2
-    assert Image.open(panels[0]).size[0] > 3 * SIZES[0][1]
+    with Image.open(panels[0]) as panel:
+        assert panel.size[0] > 3 * SIZES[0][1]
 
 
 def test_buckets():

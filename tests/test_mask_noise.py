@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -115,7 +116,7 @@ def test_shares_of_a_mixture():
     masks[..., 3:6, 3:6] = True
     rates = {"drop": 0.1, "dilate": 0.2, "erode": 0.3, "shift": 0.4}
     call = partial(add_noise, radius=1, max_shift=1, **rates)
-    found, kept = call(masks, np.ones((4, 500), bool), jax.random.key(1))
+    found, kept = call(jnp.asarray(masks), jnp.ones((4, 500), bool), jax.random.key(1))
     area = np.asarray(found).sum((2, 3))
     counts = {
         "drop": (~np.asarray(kept)).mean(),

@@ -71,7 +71,8 @@ def test_photograph_is_segmented(checkpoints, photographs, bpe_file, tmp_path, c
     done = time.perf_counter()
     for photograph in files:
         summary = json.loads((out / f"{photograph.stem}.json").read_text())
-        width, height = Image.open(photograph).size
+        with Image.open(photograph) as image:
+            width, height = image.size
         assert (summary["width"], summary["height"]) == (width, height)
         assert summary["num_points"] == 64
         assert summary["num_masks"] > 0
@@ -79,7 +80,8 @@ def test_photograph_is_segmented(checkpoints, photographs, bpe_file, tmp_path, c
         labels = np.asarray(Image.open(out / f"{photograph.stem}_labels.png"))
         assert labels.shape == (height, width)
         assert labels.max() < len(CLASSES.split(","))
-        assert Image.open(out / f"{photograph.stem}_overlay.png").size[1] >= height
+        with Image.open(out / f"{photograph.stem}_overlay.png") as overlay:
+            assert overlay.size[1] >= height
     with capsys.disabled():
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(

@@ -80,7 +80,7 @@ def _randomized(config, seed=0):
     make = lambda: Sammi(config, rngs=Keys(seed))  # noqa: E731
     rng = np.random.default_rng(seed)
     params = {
-        path: np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype("f")
+        path: jnp.asarray(np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype("f"))
         for path, value in flat_params(make()).items()
     }
     return build(make, params)
@@ -226,7 +226,7 @@ def _probabilities(model, inputs, text, class_mask):
 
 def test_padded_classes_change_nothing(pictures):
     model = _randomized(CATSEG)
-    inputs = segmenter_input(pictures[0], model.config)
+    inputs = jax.tree.map(jnp.asarray, segmenter_input(pictures[0], model.config))
     text = jax.random.normal(jax.random.key(0), (5, 1, 16))
     three, _ = _probabilities(model, inputs, text[:3], jnp.ones(3, bool))
     five, _ = _probabilities(model, inputs, text, jnp.arange(5) < 3)

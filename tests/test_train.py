@@ -26,6 +26,7 @@ from sammi_jax.training.loop import train
 from sammi_jax.training.metrics_log import Log
 from sammi_jax.training.state import trainable_paths
 from sammi_jax.training.task import Task
+from sammi_jax.training.validation import Validation
 
 
 class Net(nnx.Module):
@@ -388,7 +389,7 @@ def test_speed_and_waiting_for_data(tmp_path, monkeypatch):
         assert "finite" not in record
 
 
-class Scored:
+class Scored(Validation):
     """A validation whose scores are given, by step; it keeps the parameters that it was shown."""
 
     def __init__(self, scores):

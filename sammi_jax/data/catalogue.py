@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenShapes, get_view
 from sammi_jax.data.prepare.known_sets import get_layout
@@ -17,6 +17,7 @@ from sammi_jax.files import read_json
 USER_FOLDER = "folder:"  # how the name of a user folder begins
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access: ``{"image": uint8 [H, W, 3], "label": int [H, W], "file_name": str}``."""
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from PIL import Image
 
@@ -32,6 +32,7 @@ class Glance:
     label: NpArray  # int [H, W]
 
 
+@runtime_checkable
 class Glanceable(Protocol):
     """A source that can be checked without decoding its images."""
 

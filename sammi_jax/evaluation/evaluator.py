@@ -35,7 +35,7 @@ from sammi_jax.evaluation.totals import Counts, add_counts, zero_sums
 from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
 from sammi_jax.parallel.batch import check_batch_size
 from sammi_jax.parallel.mesh import batch_sharding, replicated
-from sammi_jax.typing import Int, NpArray
+from sammi_jax.typing import Integer, NpArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +257,7 @@ class _Run:
             )
         return example | {"label": label, "masks": masks}
 
-    def _check(self, label: Int[NpArray, "h w"], image: NpArray, name: str) -> None:
+    def _check(self, label: Integer[NpArray, "h w"], image: NpArray, name: str) -> None:
         if label.shape != image.shape[:2]:
             raise SammiError(
                 f"{self._dataset.name}: {name}: the image is {image.shape[:2]} and its label "

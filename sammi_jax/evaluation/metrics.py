@@ -7,12 +7,12 @@ from sammi_jax.typing import Float, Int, NpArray
 
 
 def confusion_matrix(
-    prediction: Int[NpArray, "*n"], label: Int[NpArray, "*n"], num_classes: int, ignore_label: int
+    prediction: NpArray, label: NpArray, num_classes: int, ignore_label: int
 ) -> Int[NpArray, "c c"]:
     """Count pixels by (label, prediction): int64, rows are labels. Ignored pixels count nowhere.
 
     Args:
-        prediction: class indices in 0 .. num_classes - 1, of any integer type.
+        prediction: class indices in 0 .. num_classes - 1, of any integer type and any shape.
         label: class indices or ``ignore_label``, of the same shape.
         num_classes: C.
         ignore_label: the label of pixels that are left out.
@@ -105,5 +105,5 @@ def harmonic_mean(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
 
 
-def _mean(total: float, count: float) -> float:
+def _mean(total: np.floating, count: np.floating | np.integer) -> float:
     return float(total / count) if count else float("nan")

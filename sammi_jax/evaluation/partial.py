@@ -62,7 +62,7 @@ class PartialResult:
         if not self._file.is_file():
             return None
         try:
-            with np.load(self._file, allow_pickle=False) as arrays:
+            with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 if str(arrays["identity"]) != self._identity:
                     return None
                 return from_arrays(dict(arrays)), int(arrays["batches_done"])

@@ -9,7 +9,7 @@ size or on how many devices there are.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,12 @@ from sammi_jax.ops.boundary import OUTSIDE, region_boundary
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.parallel.mesh import AXES
-from sammi_jax.typing import Array, Bool, Float, Int, NpArray
+from sammi_jax.typing import Array, Bool, Float, Int, Integer, NpArray
 
 BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv 2103.16562)
 
 
+@runtime_checkable
 class Predictor(Protocol):
     """What is evaluated: `inference.segmenter.Segmenter` or `ZeroShot` beside it."""
 
@@ -116,7 +117,7 @@ class Readout:
 
 
 def make_target(
-    labels: Sequence[Int[NpArray, "h w"]],
+    labels: Sequence[Integer[NpArray, "_ _"]],
     sizes: Sequence[tuple[int, int]],
     variant_sides: Sequence[int],
     ignore_label: int,
@@ -220,7 +221,7 @@ def _predict(
     predictor: Predictor,
     variants: Sequence[Variant],
     readout: Readout,
-    maps: Sequence[Float[Array, "v t h w"]],
+    maps: Sequence[Float[Array, "_ t _ _"]],
     mask: Bool[Array, " t"],
     target: Target,
 ) -> Int[Array, "h w"]:

@@ -23,7 +23,7 @@ from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD
 from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
-from sammi_jax.typing import Array, Float, UInt8
+from sammi_jax.typing import Array, Float, Leaf, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +31,7 @@ from sammi_jax.typing import Array, Float, UInt8
 class ViewScores:
     """Class maps of every view as the network gives them, before the views are combined."""
 
-    maps: Array  # [b, v, t, h, w]: logits, or cosines of a zero-shot CLIP
+    maps: Leaf  # [b, v, t, h, w]: logits, or cosines of a zero-shot CLIP
     proposals: MaskProposals | None
 
 
@@ -40,7 +40,7 @@ class ViewScores:
 class Prediction:
     """Class probabilities on the canvas, and the masks behind them (None for CAT-Seg)."""
 
-    probabilities: Array  # [b, t, O, O] in [0, 1]; 0 for padded classes
+    probabilities: Leaf  # [b, t, O, O] in [0, 1]; 0 for padded classes
     proposals: MaskProposals | None
 
 
@@ -50,10 +50,12 @@ def sam_views(images: UInt8[Array, "b s s 3"], sizes: Float[Array, "b 2"]) -> Sa
     The padding is already there, so that images of any aspect share one compiled program.
     """
     rows, columns = (
-        jnp.arange(length) < sizes[:, axis, None] for axis, length in enumerate(images.shape[1:3])
+        jnp.arange(length)[None] < sizes[:, axis, None]
+        for axis, length in enumerate(images.shape[1:3])
     )
     inside = rows[:, :, None, None] & columns[:, None, :, None]
-    normalized = (images - np.array(PIXEL_MEAN, np.float32)) / np.array(PIXEL_STD, np.float32)
+    mean, std = (np.array(value, np.float32)[None, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
+    normalized = (images - mean) / std
     return SamInput(jnp.where(inside, normalized, 0.0), sizes)
 
 

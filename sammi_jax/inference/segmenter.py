@@ -262,7 +262,9 @@ class ZeroShot(_TextPrompted):
         module = self._merge(state)
         return zero_shot_views(module, inputs, text, self.config, layout)
 
-    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t h w"]:
+    def blend(
+        self, maps: Float[Array, "b v t h w"], layout: ViewLayout
+    ) -> Float[Array, "b t h2 w2"]:
         """Cosines on the canvas."""
         return blend_cosines(maps, self.config, layout)
 

@@ -17,7 +17,7 @@ def dot_product_attention(
     value: Float[Array, "*b m e"],
     *,
     bias: Float[Array, "*bias n m"] | None = None,
-    mask: Bool[Array, "*mask n m"] | None = None,
+    mask: Bool[Array, "*mask #n m"] | None = None,
 ) -> Float[Array, "*b n e"]:
     """Softmax attention scaled by ``1/sqrt(d)``, the softmax in float32.
 
@@ -31,9 +31,9 @@ def dot_product_attention(
     scores = jnp.einsum("...nd,...md->...nm", query * query.shape[-1] ** -0.5, key)
     scores = scores.astype(jnp.float32)
     if bias is not None:
-        scores = scores + bias
+        scores = scores + jnp.broadcast_to(bias, scores.shape)
     if mask is not None:
-        scores = jnp.where(mask, scores, MASKED)
+        scores = jnp.where(jnp.broadcast_to(mask, scores.shape), scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("...nm,...me->...ne", weights, value)
 
@@ -64,7 +64,7 @@ class MultiHeadAttention(nnx.Module):
         query: Float[Array, "*b n c"],
         key: Float[Array, "*b m c"],
         value: Float[Array, "*b m c"],
-        mask: Bool[Array, "*mask n m"] | None = None,
+        mask: Bool[Array, "*mask #n m"] | None = None,
     ) -> Float[Array, "*b n c"]:
         """Attend; ``mask`` (True = may attend) broadcasts over batch and heads."""
         heads = dot_product_attention(

@@ -127,7 +127,7 @@ class TransposedConv(nnx.Module):
         stride = kernel.shape[1]
         out = x @ rearrange(kernel, "c i j d -> c (i j d)")
         out = rearrange(out, "... h w (i j d) -> ... (h i) (w j) d", i=stride, j=stride)
-        return out + bias
+        return out + jnp.broadcast_to(bias, out.shape)
 
 
 class Mlp(nnx.Module):

@@ -25,7 +25,7 @@ def guided_linear(
     kernel, dim = layer.kernel[...], x.shape[-1]
     shared = jnp.matmul(guidance, kernel[dim:])
     if layer.bias is not None:
-        shared = shared + layer.bias[...]
+        shared = shared + jnp.broadcast_to(layer.bias[...], shared.shape)
     return jnp.matmul(x, kernel[:dim]) + shared
 
 

@@ -9,7 +9,7 @@ from sammi_jax.config.model import Remat
 from sammi_jax.models.clip import Clip
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.sharding import spread, whole
-from sammi_jax.typing import Array, Int
+from sammi_jax.typing import Array, Int, Leaf
 
 
 @jax.tree_util.register_dataclass
@@ -17,8 +17,8 @@ from sammi_jax.typing import Array, Int
 class ClassTexts:
     """Text embeddings of every class and template; the class axis may be padded."""
 
-    features: Array  # F_t [t, p, d], unit length
-    mask: Array  # [t] bool, False for classes that only pad the axis
+    features: Leaf  # F_t [t, p, d], unit length
+    mask: Leaf  # [t] bool, False for classes that only pad the axis
 
 
 def text_embeddings(clip: Clip, token_ids: Int[Array, "t p l"], remat: Remat = "none") -> Array:

@@ -112,7 +112,7 @@ class ImageTower(nnx.Module):
         b, rows, columns, c = patches.shape
         cls = jnp.broadcast_to(self.class_embedding[...].astype(patches.dtype), (b, 1, c))
         tokens = jnp.concatenate([cls, rearrange(patches, "b h w c -> b (h w) c")], axis=1)
-        tokens = tokens + self.position_table((rows, columns)).astype(tokens.dtype)
+        tokens = tokens + self.position_table((rows, columns)).astype(tokens.dtype)[None]
         return self.norm_pre(tokens), rows
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b d"]:
@@ -157,7 +157,7 @@ class TextTower(nnx.Module):
             raise SammiError(
                 f"{length} tokens a text: this model reads {self.config.context_length} at most"
             )
-        tokens = self.token_embedding[...][token_ids] + self.position_embedding[:length]
+        tokens = self.token_embedding[...][token_ids] + self.position_embedding[:length][None]
         causal = jnp.tril(jnp.ones((length, length), bool))
         tokens, _ = self.transformer(tokens, causal, remat=remat)
         end = jnp.argmax(token_ids, axis=1)

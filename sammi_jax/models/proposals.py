@@ -15,7 +15,7 @@ from sammi_jax.models.smagg import aggregate_masks
 from sammi_jax.models.tspp import PointPrompts, grid_points, sample_points
 from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
-from sammi_jax.typing import Array, Bool, Float
+from sammi_jax.typing import Array, Bool, Float, Leaf
 
 # Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
 Perturb = Callable[[Array, Array], tuple[Array, Array]]
@@ -26,10 +26,10 @@ Perturb = Callable[[Array, Array], tuple[Array, Array]]
 class MaskProposals:
     """Masks of one canvas each, and the points they come from."""
 
-    points: Array  # [b, k, 2] (x, y) as fractions of the image
-    point_valid: Array  # [b, k] bool
-    masks: Array  # [b, n, H, W] bool on the canvas, 4 pixels a cell
-    valid: Array  # [b, n] bool
+    points: Leaf  # [b, k, 2] (x, y) as fractions of the image
+    point_valid: Leaf  # [b, k] bool
+    masks: Leaf  # [b, n, H, W] bool on the canvas, 4 pixels a cell
+    valid: Leaf  # [b, n] bool
 
 
 def given_proposals(masks: Bool[Array, "b n h w"], valid: Bool[Array, "b n"]) -> MaskProposals:
@@ -44,8 +44,8 @@ def given_proposals(masks: Bool[Array, "b n h w"], valid: Bool[Array, "b n"]) ->
 class SamInput:
     """A batch of whole images as SAM wants them."""
 
-    images: Array  # [b, S, S, 3] SAM-normalized, zero padded right and below
-    sizes: Array  # [b, 2] float (height, width) of the image inside the padding, in pixels
+    images: Leaf  # [b, S, S, 3] SAM-normalized, zero padded right and below
+    sizes: Leaf  # [b, 2] float (height, width) of the image inside the padding, in pixels
 
 
 @jax.tree_util.register_dataclass
@@ -53,8 +53,8 @@ class SamInput:
 class SamEmbeddings:
     """A batch of whole images as SAM's encoder left them, when it ran before."""
 
-    embeddings: Array  # [b, g, g, c] any float type
-    sizes: Array  # as those of `SamInput`
+    embeddings: Leaf  # [b, g, g, c] any float type
+    sizes: Leaf  # as those of `SamInput`
 
 
 def propose_masks(

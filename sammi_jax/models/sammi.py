@@ -33,7 +33,7 @@ from sammi_jax.models.proposals import (
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.models.tspp import Tspp, class_distribution
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
-from sammi_jax.typing import Array, Float, Int
+from sammi_jax.typing import Array, Float, Int, Leaf
 
 GUIDANCE_SCALES = (2, 4)  # F_h1 and F_h2 have 2 and 4 pixels a cell along a side
 CLIP_SCALE = 100.0  # inverse temperature of CLIP's own class distribution
@@ -44,8 +44,8 @@ CLIP_SCALE = 100.0  # inverse temperature of CLIP's own class distribution
 class SegmenterOutput:
     """What one forward pass gives; the last two are None for CAT-Seg."""
 
-    logits: Array  # [b, v, t, 4h, 4w]
-    tspp_logits: Array | None  # [b, v, h, w, t]; None without TSPP
+    logits: Leaf  # [b, v, t, 4h, 4w]
+    tspp_logits: Leaf | None  # [b, v, h, w, t]; None without TSPP
     proposals: MaskProposals | None
 
 
@@ -54,8 +54,8 @@ class SegmenterOutput:
 class ImageFeatures:
     """CLIP's features of a batch of images, each as v views."""
 
-    low: Array  # F_l [b, v, h, w, d]
-    high: tuple[Array, Array]  # F_h1 [b, v, 2h, 2w, c1], F_h2 [b, v, 4h, 4w, c2]
+    low: Leaf  # F_l [b, v, h, w, d]
+    high: tuple[Leaf, Leaf]  # F_h1 [b, v, 2h, 2w, c1], F_h2 [b, v, 4h, 4w, c2]
 
 
 class Sammi(nnx.Module):

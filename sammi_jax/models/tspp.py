@@ -21,7 +21,7 @@ from sammi_jax.config.model import TsppConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.ops.cosine import l2_normalize
 from sammi_jax.ops.masks import box_mean
-from sammi_jax.typing import Array, Bool, Float, Int
+from sammi_jax.typing import Array, Bool, Float, Int, Leaf
 
 NEIGHBORHOOD = 3  # side of the square over which a region must agree
 
@@ -31,9 +31,9 @@ NEIGHBORHOOD = 3  # side of the square over which a region must agree
 class PointPrompts:
     """A fixed number of points on the cost map's grid."""
 
-    cells: Array  # [b, k, 2] float32 (x, y) of cell centers in cells: column + 0.5, row + 0.5
-    valid: Array  # [b, k] bool
-    scores: Array  # [b, k] float32 in [0, 1], descending
+    cells: Leaf  # [b, k, 2] float32 (x, y) of cell centers in cells: column + 0.5, row + 0.5
+    valid: Leaf  # [b, k] bool
+    scores: Leaf  # [b, k] float32 in [0, 1], descending
 
 
 class Tspp(nnx.Module):
@@ -118,9 +118,10 @@ def sample_points(
         value = jnp.max(score, axis=-1)
         chosen = jnp.take_along_axis(unit, best[:, None, None], axis=1)[:, 0]
         alike = jnp.einsum("bpt,bt->bp", unit, chosen, precision="highest")
-        distance = jnp.sum(jnp.square(centers - centers[best][:, None]), axis=-1)
+        distance = jnp.sum(jnp.square(centers[None] - centers[best][:, None]), axis=-1)
         score = score * (1.0 - alike * jnp.exp(-distance / (2.0 * sigma**2)))
-        return jnp.where(jnp.arange(height * width) == best[:, None], 0.0, score), (best, value)
+        taken = jnp.arange(height * width)[None] == best[:, None]
+        return jnp.where(taken, 0.0, score), (best, value)
 
     score = rearrange(_interior_score(distribution), "b h w -> b (h w)")
     _, (best, value) = jax.lax.scan(choose, score, None, length=num_points)
@@ -175,7 +176,7 @@ def tspp_loss(
     target, weight = _cell_targets(labels, logits.shape, ignore_label)
     logits = logits.astype(jnp.float32)
     loss = jax.nn.softplus(logits) - logits * target
-    weight = weight[..., None] * class_mask
+    weight = weight[..., None] * class_mask[None, None, None]
     return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
 
 
@@ -195,7 +196,8 @@ def _cell_targets(
     )
 
     def count(total: Array, row: Array) -> tuple[Array, None]:
-        return total + jnp.sum(row[..., None] == jnp.arange(num_classes), axis=-2), None
+        same = row[..., None] == jnp.arange(num_classes)[None, None, None, None]
+        return total + jnp.sum(same, axis=-2), None
 
     # Row by row of a cell's pixels: one array of [pixels, classes] takes 90 times the memory and
     # 50 times the time on CPU, where XLA does not fuse the comparison into the sum.

@@ -23,7 +23,7 @@ def sample_classes(
         total: how many classes there are.
         wanted: how many are chosen, at most ``total``.
     """
-    present = (labels[..., None] == jnp.arange(total)).any(axis=(0, 1, 2))
+    present = (labels[..., None] == jnp.arange(total)[None, None, None]).any(axis=(0, 1, 2))
     priority = jax.random.uniform(key, (total,)) + present
     return jnp.sort(jax.lax.top_k(priority, wanted)[1])
 

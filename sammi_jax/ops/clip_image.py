@@ -1,5 +1,6 @@
 """CLIP's image preprocessing, on the device."""
 
+import jax.numpy as jnp
 import numpy as np
 
 from sammi_jax.ops.resize import resize
@@ -11,4 +12,5 @@ CLIP_STD = np.array([68.5005327, 66.6321579, 70.3231630], np.float32)
 
 def clip_views(images: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b s s 3"]:
     """CLIP's normalization of RGB 0..255, then the bilinear resize to its input side."""
-    return resize((images - CLIP_MEAN) / CLIP_STD, (side, side))
+    mean, std = (jnp.broadcast_to(value, images.shape) for value in (CLIP_MEAN, CLIP_STD))
+    return resize((images - mean) / std, (side, side))

@@ -49,7 +49,9 @@ def rotate_hue(image: Float[Array, "h w 3"], shift: Array) -> Float[Array, "h w 
     return hsv_to_rgb((hue + shift) % _HUES, saturation, value)
 
 
-def rgb_to_hsv(image: Float[Array, "h w 3"]) -> tuple[Array, Array, Array]:
+def rgb_to_hsv(
+    image: Float[Array, "*s 3"],
+) -> tuple[Float[Array, "*s"], Float[Array, "*s"], Float[Array, "*s"]]:
     """OpenCV's 8-bit HSV: hue 0..179, saturation and value 0..255, rounded."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(axis=-1)
@@ -65,10 +67,13 @@ def rgb_to_hsv(image: Float[Array, "h w 3"]) -> tuple[Array, Array, Array]:
     return hue, saturation, value
 
 
-def hsv_to_rgb(hue: Array, saturation: Array, value: Array) -> Float[Array, "h w 3"]:
+def hsv_to_rgb(
+    hue: Float[Array, "*s"], saturation: Float[Array, "*s"], value: Float[Array, "*s"]
+) -> Float[Array, "*s 3"]:
     """The inverse of `rgb_to_hsv`, rounded to integers."""
     offsets = jnp.array([5.0, 3.0, 1.0])
-    k = (offsets + hue[..., None] / 30) % 6
+    sector = hue[..., None] / 30
+    k = (jnp.broadcast_to(offsets, (*hue.shape, 3)) + sector) % 6
     fall = jnp.clip(jnp.minimum(k, 4 - k), 0.0, 1.0)
     return jnp.round(value[..., None] * (1 - saturation[..., None] / 255 * fall))
 

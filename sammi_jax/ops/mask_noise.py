@@ -60,7 +60,7 @@ def add_noise(
 
 def _draw_kinds(key: Array, rates: tuple[float, ...], shape: tuple[int, ...]) -> Int[Array, "b n"]:
     """Index into ``rates``, drawn with these probabilities; ``len(rates)`` for no change."""
-    bounds = np.cumsum(rates).astype(np.float32)
+    bounds = np.cumsum(rates).astype(np.float32)[None, None]
     return (jax.random.uniform(key, shape)[..., None] >= bounds).sum(axis=-1)
 
 

@@ -110,7 +110,7 @@ def box_mean(features: Float[Array, "b h w c"], size: int) -> Float[Array, "b h 
     total = _slide(features, radius, -3, jnp.add, 0.0)
     total = _slide(total, radius, -2, jnp.add, 0.0)
     rows, columns = (_window_counts(length, radius) for length in features.shape[-3:-1])
-    return total / (rows[:, None] * columns)[:, :, None]
+    return total / (rows[:, None] * columns[None])[None, :, :, None]
 
 
 def _slide(
@@ -163,7 +163,7 @@ def _hat_weights(
     start: Float[Array, "b 1"], stop: Float[Array, "b 1"], in_size: int, out_size: int
 ) -> Float[Array, "b o i"]:
     """Linear interpolation weights from ``in_size`` pixels to ``out_size`` inside [start, stop]."""
-    fraction = (jnp.arange(out_size) + 0.5) / out_size
+    fraction = ((jnp.arange(out_size) + 0.5) / out_size)[None]
     position = (start + fraction * (stop - start)) * in_size - 0.5
     position = jnp.clip(position, 0.0, in_size - 1.0)
-    return jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(in_size)), 0.0)
+    return jnp.maximum(1.0 - jnp.abs(position[..., None] - jnp.arange(in_size)[None, None]), 0.0)

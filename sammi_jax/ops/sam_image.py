@@ -42,29 +42,30 @@ def preprocess(
             f"a {height} x {width} image does not fit SAM's input of side {side}: resize it to "
             f"{resized_shape(height, width, side)} first"
         )
-    image = (image - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
+    mean, std = (jnp.broadcast_to(jnp.array(v), image.shape) for v in (PIXEL_MEAN, PIXEL_STD))
+    image = (image - mean) / std
     leading = [(0, 0)] * (image.ndim - 3)
     return jnp.pad(image, [*leading, (0, side - height), (0, side - width), (0, 0)])
 
 
-def _input_scale(original: tuple[int, int], side: int) -> tuple[float, float]:
+def _input_scale(original: tuple[int, int], side: int) -> Float[Array, "2"]:
     height, width = original
     new_height, new_width = resized_shape(height, width, side)
-    return new_width / width, new_height / height
+    return jnp.array([new_width / width, new_height / height])
 
 
 def to_input_coordinates(
     points: Float[Array, "*b 2"], original: tuple[int, int], side: int
 ) -> Float[Array, "*b 2"]:
     """(x, y) in pixels of the original image to pixels of the input; a box is two points."""
-    return points * jnp.array(_input_scale(original, side))
+    return points * jnp.broadcast_to(_input_scale(original, side), points.shape)
 
 
 def to_original_coordinates(
     points: Float[Array, "*b 2"], original: tuple[int, int], side: int
 ) -> Float[Array, "*b 2"]:
     """Undo `to_input_coordinates`."""
-    return points / jnp.array(_input_scale(original, side))
+    return points / jnp.broadcast_to(_input_scale(original, side), points.shape)
 
 
 def _axis_matrix(low: int, side: int, valid: int, original: int) -> Array:

@@ -73,7 +73,7 @@ def stitch(maps: Float[Array, "b v h w c"], layout: ViewLayout) -> Float[Array, 
     total = jnp.zeros((maps.shape[0], canvas_side, canvas_side, maps.shape[-1]), maps.dtype)
     for view, (y, x) in enumerate(layout.corners(scale)):
         total = total.at[:, y : y + side, x : x + side].add(maps[:, view])
-    local = total / layout.coverage(scale)[:, :, None]
+    local = total / layout.coverage(scale)[None, :, :, None]
     return (local + resize(maps[:, -1], (canvas_side, canvas_side))) / 2
 
 

@@ -33,11 +33,11 @@ def segmentation_loss(
     logits = resize(logits[..., None], size, "bilinear", align_corners=False)[..., 0]
     logits = logits.astype(jnp.float32)
     known = labels != ignore_label
-    classes = jnp.arange(logits.shape[1])[:, None, None]
+    classes = jnp.arange(logits.shape[1])[None, :, None, None]
     target = (labels[:, None] == classes) & known[:, None]
     # log(1 + e^x) - x y is the cross-entropy with logit x and target y in {0, 1}.
     entropy = jax.nn.softplus(logits) - jnp.where(target, logits, 0.0)
-    counted = class_mask[:, None, None] & (known[:, None] | ignored_as_negative)
+    counted = class_mask[None, :, None, None] & (known[:, None] | ignored_as_negative)
     pixels = labels.size if ignored_as_negative else jnp.maximum(jnp.sum(known), 1)
     # Pixels first, then classes: a single sum over all would lose digits in float32.
     means = jnp.sum(jnp.where(counted, entropy, 0.0), axis=(0, 2, 3)) / pixels

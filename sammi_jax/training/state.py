@@ -44,7 +44,7 @@ class TrainState:
     opt_state: Any
 
     @property
-    def params(self) -> Params:
+    def params(self) -> dict[str, Any]:
         """All parameters by path."""
         return {**self.frozen, **self.trainable}
 

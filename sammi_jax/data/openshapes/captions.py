@@ -6,7 +6,7 @@ that it is known whether it is true of another image too: such an image is no ne
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import numpy as np
 
@@ -113,7 +113,9 @@ def captions_true_of(
     return ((wanted == mine) | (wanted < 0)).all(-1).any(1)
 
 
-def caption_batch(indices: Iterable[int], *, seed: int = 0, regime: str = "web") -> CaptionBatch:
+def caption_batch(
+    indices: Iterable[SupportsIndex], *, seed: int = 0, regime: str = "web"
+) -> CaptionBatch:
     """The examples of those indices, stacked."""
     examples = [caption_example(int(i), seed=seed, regime=regime) for i in indices]
     return CaptionBatch(

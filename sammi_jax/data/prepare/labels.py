@@ -30,8 +30,8 @@ class LabelMap:
         self.ignore_index = vocabulary.ignore_index
         self._name = vocabulary.name
         table = dict(vocabulary.train_id_by_value)
-        for index, color in enumerate(vocabulary.rgb_by_class):
-            table[int(pack_rgb(np.array(color, np.uint8)))] = index
+        colors = np.array(vocabulary.rgb_by_class, np.uint8).reshape(-1, 3)
+        table |= {int(packed): index for index, packed in enumerate(pack_rgb(colors))}
         self._colors = bool(vocabulary.rgb_by_class)
         self._keys = np.array(sorted(table), np.int64)
         self._train_ids = np.array([table[int(key)] for key in self._keys], np.int32)

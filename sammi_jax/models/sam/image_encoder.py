@@ -123,7 +123,7 @@ class ImageEncoder(nnx.Module):
 
     def __call__(self, image: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Encode normalized, padded images of side ``image_size``."""
-        x = self.patch_embed(image) + self.pos_embed[...]
+        x = self.patch_embed(image) + self.pos_embed[None]
         return self.neck(self._run_stages(x))
 
     def _run_stages(self, x: Float[Array, "b g g c"]) -> Float[Array, "b g g c"]:

@@ -30,8 +30,9 @@ class FourierEncoding(nnx.Module):
     def __call__(self, position: Float[Array, "*b 2"]) -> Float[Array, "*b c"]:
         """Encode positions (x, y), the image being the unit square."""
         x, y = jnp.split(2 * position - 1, 2, axis=-1)
-        matrix = self.matrix[...]
-        angle = 2 * np.pi * (x * matrix[0] + y * matrix[1])
+        shape = (*position.shape[:-1], self.matrix[...].shape[1])
+        x_frequency, y_frequency = (jnp.broadcast_to(self.matrix[i], shape) for i in (0, 1))
+        angle = 2 * np.pi * (x * x_frequency + y * y_frequency)
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
 
 
@@ -83,7 +84,8 @@ class PromptEncoder(nnx.Module):
         """
         position = self.position((points + 0.5) / self.image_size)
         embedded = position + self.point_embeddings[...][jnp.maximum(labels, 0)]
-        return jnp.where(labels[..., None] == PADDING, self.not_a_point_embed[...], embedded)
+        not_a_point = jnp.broadcast_to(self.not_a_point_embed[...], embedded.shape)
+        return jnp.where(labels[..., None] == PADDING, not_a_point, embedded)
 
     def sparse(
         self,

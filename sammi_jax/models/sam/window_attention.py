@@ -55,7 +55,7 @@ def _attend_in_windows(
     pad_h, pad_w = -height % window, -width % window
 
     def cut(x: Array, bias: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0))) + bias
+        x = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0))) + bias[None, None, None]
         windows = window_partition(x, window)
         return rearrange(windows, "b n (p q) (h d) -> b n h p q d", p=window, d=dim)
 
@@ -86,7 +86,8 @@ def _attend_in_rows(
 
     def cut(x: Array, bias: Array) -> Array:
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        x = jnp.stack([x[:, :, i * window :][:, :, :length] for i in range(columns)], axis=1) + bias
+        x = jnp.stack([x[:, :, i * window :][:, :, :length] for i in range(columns)], axis=1)
+        x = x + bias[None, None, None, None]
         return rearrange(x, "b j (i p) q (h d) -> i (b j) h (p q) d", i=rows, d=dim)
 
     out = jax.lax.map(
@@ -116,12 +117,14 @@ def _attend_placed(
     axes = (row, np.minimum(column, window - 1))
     mine = np.concatenate([axis[:, None] == own for axis in axes], axis=1)
     there = np.concatenate([axis[:, None] == other for axis in axes], axis=1)
-    positions = jnp.einsum("nhqd,od->nhqo", query, tables) * jnp.asarray(mine, query.dtype)
+    positions = jnp.einsum("nhqd,od->nhqo", query, tables)
+    positions = positions * jnp.asarray(mine, query.dtype)[None, None]
     product = {"preferred_element_type": jnp.float32}
     scores = jnp.einsum("nhqd,nhkd->nhqk", query * dim**-0.5, key, **product)
     scores = scores + jnp.einsum(
         "nhqo,ko->nhqk", positions, jnp.asarray(there, key.dtype), **product
     )
-    scores = scores + jnp.asarray(np.where(column < window, 0.0, MASKED), jnp.float32)
+    masked = jnp.asarray(np.where(column < window, 0.0, MASKED), jnp.float32)
+    scores = scores + masked[None, None, None]
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     return jnp.einsum("nhqk,nhkd->nhqd", weights, value)
