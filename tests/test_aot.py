@@ -69,6 +69,26 @@ def test_details_name_the_parts():
     assert re.search(r"sam_encoder +300.00 ms +75.0%\n  other +100.00 ms +25.0%$", details)
 
 
+def test_meshes_of_pods():
+    """Also where an axis of the mesh is no axis of the pod: 2 of 4 x 4, 8 of 4 x 4 x 4."""
+    script = """
+from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.pods.aot import describe_topology
+for topology, fsdp in (("v5e:4x4", 2), ("v6e:4x4", 2), ("v6e:4x4", 4), ("v5p:4x4x4", 8)):
+    mesh = make_mesh(MeshConfig(fsdp=fsdp), describe_topology(topology))
+    print(topology, *mesh.devices.shape, len({device.id for device in mesh.devices.flat}))
+"""
+    environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{LIBTPU}", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == [
+        "v5e:4x4 8 2 16", "v6e:4x4 8 2 16", "v6e:4x4 4 4 16", "v5p:4x4x4 8 8 64"
+    ], done.stderr[-2000:]  # fmt: skip
+
+
 def test_bad_input():
     assert _parse_grid("1,4x32,64") == [(1, 32), (1, 64), (4, 32), (4, 64)]
     with pytest.raises(SammiError, match="--grid 1,4"):

@@ -179,9 +179,10 @@ def test_an_error_in_all_processes_is_each_ones_own(start):
 
 def test_strangers_change_nothing(start):
     job = start("time.sleep(3)", "pass", "pass")
-    strangers = [socket.create_connection(("127.0.0.1", job.port)) for _ in range(3)]
+    strangers = [socket.create_connection(("127.0.0.1", job.port)) for _ in range(4)]
     strangers[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
     strangers[1].sendall(b'{"kind": "hello", "token": 8, "process": 1, "host": "x"}\n')
+    strangers[3].sendall(b"5\n")
     assert job.finish() == ([0] * COUNT, [[]] * COUNT)
     for stranger in strangers:
         stranger.close()

@@ -35,7 +35,7 @@ class Wire:
         """What has arrived; waits for the first bytes.
 
         Raises:
-            OSError, ValueError: the connection was closed, or something else is spoken on it.
+            OSError, ValueError, TypeError: the connection was closed, or no JSON objects come.
         """
         data = self.connection.recv(65536)
         if not data:

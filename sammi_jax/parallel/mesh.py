@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from sammi_jax.config.experiment import MeshConfig
@@ -24,11 +25,16 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises:
         SammiError: ``fsdp`` does not divide the number of devices.
     """
-    count = jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     if config.fsdp < 1 or count % config.fsdp:
         raise SammiError(f"mesh.fsdp={config.fsdp} does not divide the {count} devices")
-    shape = (count // config.fsdp, config.fsdp)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # As jax.make_mesh, which raises an error on some TPUs where an axis of the mesh is not an axis
+    # of the pod, such as fsdp=2 on v6e:4x4.
+    grid = mesh_utils.create_device_mesh(
+        (count // config.fsdp, config.fsdp), devices, allow_split_physical_axes=True
+    )
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -40,8 +40,7 @@ class End:
     Attributes:
         process: its number.
         host: where it ran.
-        kind: ``done``; ``lost``, because it was killed or its watchdog is gone; ``failed``, by an
-            error that it explains; ``raised``, by any other exception; ``aborted``, as JAX does.
+        kind: see `Kind`.
         text: one line that says more.
     """
 
@@ -259,7 +258,7 @@ class Watchdog:
         try:
             for message in link.receive():
                 self._take(link, message)
-        except (OSError, ValueError):
+        except (OSError, ValueError, TypeError):
             self._drop(link, "its connection was closed")
 
     def _take(self, link: _Link, message: dict[str, Any]) -> None:
