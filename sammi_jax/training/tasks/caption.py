@@ -18,7 +18,7 @@ from sammi_jax.config.experiment import CaptionConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.pipeline import drawn_stream
 from sammi_jax.models.clip import Clip
-from sammi_jax.ops.clip_image import CLIP_MEAN, CLIP_STD
+from sammi_jax.ops.clip_image import clip_normalize
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.training.tasks.stream import StreamTask, this_share
@@ -130,7 +130,7 @@ class CaptionTask(StreamTask[Clip]):
         """The class token's contrastive loss and the pooled dense one, weighted."""
         del key
         examples = batch.examples
-        images = (examples["images"].astype(jnp.float32) - CLIP_MEAN) / CLIP_STD
+        images = clip_normalize(examples["images"].astype(jnp.float32))
         texts = unit(model.encode_text(rearrange(examples["token_ids"], "b r l -> (b r) l")))
         named = rearrange(examples["named"], "b r a -> (b r) a")
         true = jnp.asarray(openshapes.captions_true_of(examples["attributes"], named))
