@@ -36,7 +36,7 @@ class Net(nnx.Module):
         self.shift = Buffer(jnp.arange(5.0))
 
     def __call__(self, x):
-        return self.head(self.norm(jax.nn.relu(self.tower(x + self.shift[...]))))
+        return self.head(self.norm(jax.nn.relu(self.tower(x + self.shift[None]))))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Dummy(Task[Net]):
     def loss(self, model, batch, key):
         x, y = batch.examples["x"], batch.examples["y"]
         error = model(x + 0.1 * jax.random.normal(key, x.shape)) - y
-        loss = (batch.shared["weight"] * error**2).mean()
+        loss = (batch.shared["weight"][None] * error**2).mean()
         return loss, {"largest": jnp.abs(error).max()}
 
     def export(self, params, folder):
@@ -166,7 +166,9 @@ class Plain(Dummy):
 
     def loss(self, model, batch, key):
         x, y = batch.examples["x"], batch.examples["y"]
-        return (batch.shared["weight"] * (model(x) - y) ** 2).mean(), {"first": x[:, 0].mean()}
+        return (batch.shared["weight"][None] * (model(x) - y) ** 2).mean(), {
+            "first": x[:, 0].mean()
+        }
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(fsdp=8)])

@@ -63,7 +63,7 @@ def connected_components(adjacency: Bool[Array, "b n n"]) -> Int[Array, "b n"]:
         Array([[0, 1, 0]], dtype=int32)
     """
     num_nodes = adjacency.shape[-1]
-    reachable = adjacency | adjacency.swapaxes(-1, -2) | jnp.eye(num_nodes, dtype=bool)
+    reachable = adjacency | adjacency.swapaxes(-1, -2) | jnp.eye(num_nodes, dtype=bool)[None]
 
     def square(_: Array, reachable: Array) -> Array:
         steps = reachable.astype(jnp.float32)
@@ -95,7 +95,7 @@ def aggregate_masks(
         index; every other slot is empty and invalid.
     """
     labels = connected_components(mask_graph(masks, valid, features, distributions, config))
-    slots = jnp.arange(masks.shape[1])
-    member = (labels[:, None, :] == slots[:, None]) & valid[:, None, :]  # [b, component, mask]
+    slots = jnp.arange(masks.shape[1])[None, :, None]
+    member = (labels[:, None, :] == slots) & valid[:, None, :]  # [b, component, mask]
     covered = jnp.einsum("bij,bjhw->bihw", member.astype(jnp.float32), masks.astype(jnp.float32))
     return covered > 0, member.any(axis=-1)

@@ -10,7 +10,12 @@ CLIP_MEAN = np.array([122.7709383, 116.7460125, 104.09373615], np.float32)  # 0.
 CLIP_STD = np.array([68.5005327, 66.6321579, 70.3231630], np.float32)
 
 
+def clip_normalize(images: Float[Array, "*b h w 3"]) -> Float[Array, "*b h w 3"]:
+    """CLIP's normalization of RGB 0..255."""
+    mean, std = (jnp.broadcast_to(value, images.shape) for value in (CLIP_MEAN, CLIP_STD))
+    return (images - mean) / std
+
+
 def clip_views(images: Float[Array, "*b h w 3"], side: int) -> Float[Array, "*b s s 3"]:
     """CLIP's normalization of RGB 0..255, then the bilinear resize to its input side."""
-    mean, std = (jnp.broadcast_to(value, images.shape) for value in (CLIP_MEAN, CLIP_STD))
-    return resize((images - mean) / std, (side, side))
+    return resize(clip_normalize(images), (side, side))

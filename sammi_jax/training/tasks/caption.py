@@ -21,7 +21,7 @@ from sammi_jax.config.model import ClipConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.loader import batch_indices
 from sammi_jax.models.clip import Clip
-from sammi_jax.ops.clip_image import CLIP_MEAN, CLIP_STD
+from sammi_jax.ops.clip_image import clip_normalize
 from sammi_jax.parallel.batch import Batch, local_share
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.training.task import Task
@@ -139,7 +139,7 @@ class CaptionTask(Task[Clip]):
         """The class token's contrastive loss and the pooled dense one, weighted."""
         del key
         examples, task = batch.examples, self._task
-        images = (examples["images"].astype(jnp.float32) - CLIP_MEAN) / CLIP_STD
+        images = clip_normalize(examples["images"].astype(jnp.float32))
         texts = unit(model.encode_text(rearrange(examples["token_ids"], "b r l -> (b r) l")))
         true = rearrange(examples["true"], "b c r -> b (c r)")
         own = jnp.repeat(jnp.eye(images.shape[0], dtype=bool), 2, axis=1)
