@@ -21,6 +21,7 @@ from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.views import ViewLayout
+from sammi_jax.parallel.batch import Batch
 from sammi_jax.training.forward import forward_crops
 from sammi_jax.training.losses import segmentation_loss
 from sammi_jax.training.optim import make_optimizer
@@ -183,7 +184,7 @@ def test_three_steps_of_the_reference_optimizer(reference):
     state = TrainState(jnp.zeros((), jnp.int32), chosen, frozen, optimizer.init(chosen))
     after = {}
     for number, expected in enumerate(facts["train_steps"]):
-        state, metrics = step(state, None)
+        state, metrics = step(state, Batch({}))
         assert float(metrics["loss"]) == pytest.approx(expected["loss"], rel=1e-5)
         norm = expected["grad_norm_before_clip"]
         # AdamW's first updates are nearly the gradients' signs, which rounding decides where these
