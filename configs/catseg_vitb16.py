@@ -1,6 +1,6 @@
 r"""CAT-Seg, ViT-B/16, on COCO-Stuff-171: the reference's own training (docs/catseg.md part e).
 
-Command:   python train.py --config configs/catseg_vitb16.py --workdir runs/catseg_b \
+Command:   sammi train --config catseg_vitb16 --workdir runs/catseg_b \
                --set task.clip=weights/clip_vitb16 --set data.data_dir=data
 Data:      sammi datasets prepare coco_stuff_171 --source coco --data-dir data
 Hardware:  written for one TPU pod slice or GPU node; not run at this size by its authors;

@@ -1,6 +1,6 @@
 r"""The demo's CAT-Seg on its tiny CLIP, from label maps of the seen classes.
 
-Command:   python train.py --config configs/openshapes_catseg.py --workdir runs/demo/catseg \
+Command:   sammi train --config openshapes_catseg --workdir runs/demo/catseg \
                --set task.clip=runs/demo/clip/model
 Hardware:  two CPU cores
 """

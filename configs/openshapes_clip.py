@@ -1,6 +1,6 @@
 """The demo's tiny CLIP, from captions of single-object images.
 
-Command:   python train.py --config configs/openshapes_clip.py --workdir runs/demo/clip
+Command:   sammi train --config openshapes_clip --workdir runs/demo/clip
 Hardware:  two CPU cores
 """
 

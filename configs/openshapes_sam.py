@@ -1,6 +1,6 @@
 """The demo's tiny SAM: a point gives the whole object, its part and its subpart.
 
-Command:   python train.py --config configs/openshapes_sam.py --workdir runs/demo/sam
+Command:   sammi train --config openshapes_sam --workdir runs/demo/sam
 Hardware:  two CPU cores
 """
 

@@ -1,6 +1,6 @@
 r"""The demo's SAM-MI: goes on from its CAT-Seg, with the tiny SAM's masks.
 
-Command:   python train.py --config configs/openshapes_sammi.py --workdir runs/demo/sammi \
+Command:   sammi train --config openshapes_sammi --workdir runs/demo/sammi \
                --set task.segmenter=runs/demo/catseg/model --set task.sam=runs/demo/sam/model
 Hardware:  two CPU cores
 """

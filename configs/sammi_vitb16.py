@@ -1,6 +1,6 @@
 r"""SAM-MI, ViT-B/16 and SAM ViT-B, on COCO-Stuff-171, from a converted CAT-Seg.
 
-Command:   python train.py --config configs/sammi_vitb16.py --workdir runs/sammi_b \
+Command:   sammi train --config sammi_vitb16 --workdir runs/sammi_b \
                --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
                --set data.data_dir=data
 Data:      sammi datasets prepare coco_stuff_171 --source coco --data-dir data

@@ -1,6 +1,6 @@
 r"""Ablation of configs/sammi_vitb16.py: a grid of 8 x 8 points in the place of TSPP's.
 
-Command:   python train.py --config configs/sammi_vitb16_grid.py --workdir runs/grid \
+Command:   sammi train --config sammi_vitb16_grid --workdir runs/grid \
                --set task.segmenter=weights/catseg_b --set task.sam=weights/sam_vitb \
                --set data.data_dir=data
            SAM's own grid: --set task.model.masks.grid_points=32 (1024 points, 16 times the masks)

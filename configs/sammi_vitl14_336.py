@@ -1,6 +1,6 @@
 r"""SAM-MI, ViT-L/14@336 and SAM ViT-H, on COCO-Stuff-171, from a converted CAT-Seg.
 
-Command:   python train.py --config configs/sammi_vitl14_336.py --workdir runs/sammi_l \
+Command:   sammi train --config sammi_vitl14_336 --workdir runs/sammi_l \
                --set task.segmenter=weights/catseg_l --set task.sam=weights/sam_vith \
                --set data.data_dir=data
 Data:      sammi datasets prepare coco_stuff_171 --source coco --data-dir data

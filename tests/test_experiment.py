@@ -122,4 +122,4 @@ def test_saved_config(tmp_path):
 def test_configs_load_and_explain_themselves(file):
     config = load_config(file)
     assert config.steps > 0
-    assert f"--config configs/{file.name}" in file.read_text().split('"""')[1]
+    assert f"sammi train --config {file.stem} " in file.read_text().split('"""')[1]

@@ -150,7 +150,7 @@ def test_an_unknown_license_stays_in_sight(tmp_path, originals):
 
 def test_origins_are_read_when_a_run_starts(tmp_path):
     """Not days later, when the model is written."""
-    task = CaptionConfig(model=MODEL.clip, init=str(tmp_path / "nowhere"))
+    task = SegmentConfig(model=MODEL, clip=str(tmp_path / "nowhere"))
     with pytest.raises(SammiError, match="nowhere: no such folder"):
         make_task(TrainConfig(task=task))
 

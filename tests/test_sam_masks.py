@@ -1,5 +1,7 @@
 """The scores of a SAM's masks, against plain numpy."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,13 +9,16 @@ from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation import sam_masks
 from sammi_jax.evaluation.sam_masks import interior_points, mask_ious, score_sam, segment_points
+from sammi_jax.inference.towers import SamModel
 
 
-class Sam:
+class Sam(SamModel):
     """Answers with a square around the point, and half of its x in the image as the estimate."""
 
-    class config:
-        image_size, grid_size, mask_size = 64, 8, 32
+    config = SimpleNamespace(image_size=64, grid_size=8, mask_size=32)
+
+    def __init__(self):
+        pass
 
     def encode_image(self, images):
         assert images.shape == (1, 64, 64, 3)
@@ -21,6 +26,7 @@ class Sam:
 
     def decode(self, embedding, points, labels):
         assert points.shape[1] % sam_masks.POINT_BUCKET == 0
+        points = np.asarray(points)
         y, x = np.mgrid[:32, :32] * 2 + 0.5
         inside = np.maximum(
             abs(x - points[0, :, 0, None, None]), abs(y - points[0, :, 1, None, None])

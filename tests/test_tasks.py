@@ -157,7 +157,8 @@ def test_what_trains():
     assert new == {"tspp", "dmi"}
     task = make("sammi")
     assert {task.lr_scale(path) for path in in_clip} == {0.01}
-    assert {task.lr_scale(path) for path in sammi if not path.startswith("clip/")} == {1.0}
+    assert {task.lr_scale(path) for path in sammi if path.startswith("dmi/")} == {10.0}
+    assert {task.lr_scale(path) for path in sammi if not path.startswith(("clip/", "dmi/"))} == {1}
 
 
 def test_relabel():

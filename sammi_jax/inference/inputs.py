@@ -78,7 +78,7 @@ def segmenter_input(
 
 
 def canvas_masks(
-    masks: Bool[NpArray, "n h w"],
+    masks: Bool[NpArray, "..."],
     size: tuple[int, ...],
     config: SegmenterConfig,
     num_slots: int,
@@ -88,7 +88,7 @@ def canvas_masks(
     A pixel of the canvas is in a mask if at least half of it is.
 
     Args:
-        masks: of the image.
+        masks: of the image, ``[n, height, width]``.
         size: (height, width) of the image.
         config: of a SAM-MI.
         num_slots: how many masks the arrays hold.

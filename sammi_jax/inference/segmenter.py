@@ -34,7 +34,7 @@ from sammi_jax.models.sammi import Sammi
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.text.tokenizer import Tokenizer, class_tokens
 from sammi_jax.text.vocabulary import check_class_names
-from sammi_jax.typing import Array, Bool, Float, Int, NpArray, UInt8
+from sammi_jax.typing import Array, Float, Int, NpArray, UInt8
 from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.model_folder import describe, load_tokenizer, read_model
 from sammi_jax.weights.params import build
@@ -118,7 +118,7 @@ class _TextPrompted:
         self,
         image: UInt8[NpArray, "h w 3"],
         config: SegmenterConfig | None = None,
-        masks: Bool[NpArray, "n h w"] | None = None,
+        masks: NpArray | None = None,
         num_slots: int = MASK_BUCKET,
     ) -> SegmenterInput:
         """One RGB image as this model wants it (host arrays, batch of one).
@@ -126,7 +126,7 @@ class _TextPrompted:
         Args:
             image: the pixels.
             config: with another canvas than the model's own; None: the model's.
-            masks: regions of the image that take the place of SAM's masks.
+            masks: regions of the image, bool ``[n, H, W]``, in the place of SAM's masks.
             num_slots: how many masks the arrays hold, where masks are given.
 
         Raises:
@@ -190,15 +190,15 @@ class Segmenter(_TextPrompted):
         self,
         image: str | Path | Image.Image | NpArray,
         class_names: Sequence[str],
-        masks: Bool[NpArray, "n h w"] | None = None,
+        masks: NpArray | None = None,
     ) -> Segmentation:
         """Segment one image into the named classes.
 
         Args:
             image: a path, a PIL image, or uint8 RGB ``[H, W, 3]``.
             class_names: one name a class; "a, b" are synonyms, of which the first is used.
-            masks: regions of the image from another tool or by hand, in the place of SAM's masks;
-                they may overlap and leave pixels out. None: SAM's.
+            masks: regions of the image, bool ``[n, H, W]``, from another tool or by hand, in the
+                place of SAM's masks; they may overlap and leave pixels out. None: SAM's.
 
         Raises:
             SammiError: an unreadable image, an empty or duplicated class list, no tokenizer, or

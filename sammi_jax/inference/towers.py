@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from sammi_jax.config.model import ClipConfig, SamConfig
-from sammi_jax.typing import Array, Float, Int, NpArray
+from sammi_jax.typing import Array, Float, Integer, NpArray
 from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.model_folder import load_tokenizer, read_model
 from sammi_jax.weights.params import build
@@ -38,17 +38,17 @@ class ClipModel:
         self.config: ClipConfig = self._model.config
         self._run = _Compiled(build(model_maker(self.config), self._model.params))
 
-    def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b d"]:
+    def encode_image(self, images: Float[Array | NpArray, "b s s 3"]) -> Float[Array, "b d"]:
         """Embeddings, not normalized, of CLIP-normalized images."""
         return self._run("encode_image", jnp.asarray(images))
 
     def encode_dense(
-        self, images: Float[Array, "b s s 3"]
+        self, images: Float[Array | NpArray, "b s s 3"]
     ) -> tuple[Float[Array, "b h w d"], tuple[Array, Array]]:
         """Dense features in the joint space, and the two middle layers that CAT-Seg uses."""
         return self._run("encode_dense", jnp.asarray(images))
 
-    def encode_text(self, token_ids: Int[Array, "n l"]) -> Float[Array, "n d"]:
+    def encode_text(self, token_ids: Integer[Array | NpArray, "n l"]) -> Float[Array, "n d"]:
         """Text embeddings, not normalized."""
         return self._run("encode_text", jnp.asarray(token_ids))
 
@@ -70,15 +70,15 @@ class SamModel:
         self.config: SamConfig = model.config
         self._run = _Compiled(build(model_maker(self.config), model.params))
 
-    def encode_image(self, images: Float[Array, "b s s 3"]) -> Float[Array, "b g g c"]:
+    def encode_image(self, images: Float[Array | NpArray, "b s s 3"]) -> Float[Array, "b g g c"]:
         """Image embeddings of SAM-normalized, padded images."""
         return self._run("encode_image", jnp.asarray(images))
 
     def decode(
         self,
-        embeddings: Float[Array, "b g g c"],
-        points: Float[Array, "b k 2"],
-        labels: Int[Array, "b k"],
+        embeddings: Float[Array | NpArray, "b g g c"],
+        points: Float[Array | NpArray, "b k 2"],
+        labels: Integer[Array | NpArray, "b k"],
         *,
         multimask: bool = True,
     ) -> tuple[Float[Array, "b k m h w"], Float[Array, "b k m"]]:

@@ -26,7 +26,7 @@ from sammi_jax.data.openshapes.vocabulary import (
     UNSEEN_STUFF,
 )
 from sammi_jax.errors import SammiError
-from sammi_jax.typing import Bool, Int, NpArray, UInt8
+from sammi_jax.typing import Array, Bool, Int, NpArray, UInt8
 
 CAPTION_SIZE = 48
 REGIMES = ("web", "strict")
@@ -106,8 +106,8 @@ def caption_text(named: Int[NpArray, "4"]) -> str:
 
 
 def captions_true_of(
-    attributes: Int[NpArray, "b r 4"], named: Int[NpArray, "n 4"]
-) -> Bool[NpArray, "b n"]:
+    attributes: Int[Array | NpArray, "b r 4"], named: Int[Array | NpArray, "n 4"]
+) -> Bool[Array | NpArray, "b n"]:
     """Which captions are true of which images: of one of an image's ``r`` things and stuffs."""
     mine, wanted = attributes[:, :, None], named[None, None]
     return ((wanted == mine) | (wanted < 0)).all(-1).any(1)
