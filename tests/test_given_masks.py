@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from sammi_jax.config.experiment import EvalConfig
+from sammi_jax.config.experiment import EvalConfig, MeshConfig
 from sammi_jax.config.model import view_layout
 from sammi_jax.data.catalogue import open_dataset
+from sammi_jax.data.openshapes import build_tokenizer
 from sammi_jax.errors import SammiError
+from sammi_jax.evaluation.evaluator import evaluate
 from sammi_jax.evaluation.given_masks import GivenMasks, degrade
 from sammi_jax.inference.forward import forward_input
 from sammi_jax.inference.inputs import canvas_masks, segmenter_input
+from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.parallel.mesh import make_mesh
+from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.weights.params import flat_params
 from tests.test_sammi import CATSEG, NUM_CLASSES, SAMMI, _randomized
 
 
@@ -115,3 +121,22 @@ def test_the_masks_of_a_scene():
 def test_masks_that_cannot_be_given_are_an_error(config, model, message):
     with pytest.raises(SammiError, match=message):
         GivenMasks(open_dataset("os48/val_seen", 4), model, config)
+
+
+def test_an_evaluation_with_true_masks(tmp_path):
+    """Scenes of 96 pixels, evaluated with their instances and with every mask shut."""
+    config = dataclasses.replace(SAMMI, sliding=None)
+    tokenizer = Tokenizer(build_tokenizer())
+    text = dataclasses.replace(config.clip.text, vocab_size=tokenizer.vocab_size, context_length=12)
+    config = dataclasses.replace(config, clip=dataclasses.replace(config.clip, text=text))
+    params = flat_params(_randomized(config, seed=3))
+    predictor = Segmenter(config, params, lambda: tokenizer)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    dataset = open_dataset("os48/val_seen", 2)
+    counts = []
+    for masks in ("true", "none"):
+        evaluation = EvalConfig(batch_size=2, masks=masks, flip=True)
+        record = evaluate(predictor, dataset, evaluation, mesh, tmp_path / masks, {})
+        counts.append(record["masks_per_image"])
+    instances = [len(dataset.source.regions(index, "true")) for index in range(2)]
+    assert counts == [np.mean(instances), 0.0]

@@ -201,9 +201,10 @@ class _Run:
     def _canvas_sides(self) -> list[int]:
         """Side of the blended score maps of every variant."""
         example = np.zeros((64, 64, 3), np.uint8)
+        masks = None if self._config.masks == "own" else np.zeros((0, 64, 64), bool)
         sides = []
         for variant in self._variants:
-            inputs = self._prepare({"image": example, "masks": self._given(0, (64, 64))}, variant)
+            inputs = self._prepare({"image": example, "masks": masks}, variant)
 
             def scores(state: Any, inputs: Any, layout: Any = variant.layout) -> Any:
                 out = self._predictor.views(state, inputs, self._text, layout)
