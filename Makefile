@@ -5,7 +5,7 @@ RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: demo env test slow check format help
+.PHONY: demo pretrain study env test slow check format help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -33,6 +33,12 @@ env: $(TEST_STAMP)  ## the virtual environment .venv with everything that the te
 
 demo: $(RUN_STAMP)  ## train and evaluate on embedded data; images and a table under runs/demo
 	$(BIN)/python examples/demo.py --workdir runs/demo
+
+pretrain: $(RUN_STAMP)  ## train the small models that the package brings along (hours)
+	$(BIN)/python examples/pretrain.py --workdir runs/pretrain
+
+study: $(TEST_STAMP)  ## measure what each part of SAM-MI is worth; writes docs/study.md (hours)
+	$(BIN)/python examples/study.py --workdir runs/study
 
 check: $(TEST_STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

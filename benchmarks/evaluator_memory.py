@@ -58,11 +58,11 @@ class AbstractSegmenter:
         """Logits and masks of every view."""
         model: Any = nnx.merge(self._graphdef, state)
         output = forward_input(model, inputs, text, layout)
-        return ViewScores(output.logits, output.proposals)
+        return ViewScores(output.logits, output.proposals, output.regions)
 
-    def blend(self, maps: Any, layout: ViewLayout) -> Any:
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Any:
         """Probabilities on the canvas."""
-        return blend_logits(maps, self.config, layout)
+        return blend_logits(scores, self.config, layout)
 
 
 def abstract(tree: Any, sharding: Any) -> Any:
@@ -106,8 +106,7 @@ class Programs:
         merge = tuple(range(self._num_classes))
         how = Readout(merge, self._num_classes, class_chunk, None, None, True)
         program = make_readout(self._predictor, self._variants, how, self._mesh)
-        maps, proposals = self._scores
-        return program.lower(maps, proposals, self._text.mask, self._target)
+        return program.lower(self._scores, self._text.mask, self._target)
 
 
 def report(what: str, lowered: Any) -> None:

@@ -1,6 +1,6 @@
-"""The demo's tiny CLIP, from captions of single-object images.
+"""The tiny CLIP that the package ships, from captions of single-object images.
 
-Command:   sammi train --config openshapes_clip --workdir runs/demo/clip
+Command:   sammi train --config openshapes_clip --workdir runs/pretrain/clip
 Hardware:  two CPU cores
 """
 
@@ -11,7 +11,7 @@ config = TrainConfig(
     optim=OptimConfig(
         peak_lr=2e-3, warmup_steps=50, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0
     ),
-    steps=560,
+    steps=2500,
     batch_size=64,
-    checkpoint_every=280,
+    checkpoint_every=250,
 )

@@ -20,10 +20,11 @@ from sammi_jax.config import (
 )
 
 # The tiny SAM's logits are small, so that shifting them says nothing of a mask's stability: only
-# its own estimate of the IoU counts. The tiny CLIP's cosines spread more than the real one's.
+# its own estimate of the IoU counts. The tiny CLIP's cosines spread more than the real one's. The
+# suppression reaches over half of the map, so that it is by likeness of class.
 MASKS = MaskConfig(
     sam=SAM_SIZES["openshapes"],
-    tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.05, sigma=1.5),
+    tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.1, sigma=6.0),
     filter=MaskFilterConfig(min_iou=0.35, min_stability=0.0),
     dmi=DmiConfig(num_heads=4),
 )

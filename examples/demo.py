@@ -1,37 +1,36 @@
-"""`make demo`: training, evaluation and segmentation on generated data, with the `sammi` commands.
+"""`make demo`: training, evaluation and pictures on generated data, with the `sammi` commands.
 
-Trains a tiny CLIP, a tiny SAM, CAT-Seg on the CLIP, and SAM-MI on both, evaluates them on classes
-that training saw and did not see, and segments a few scenes. Each stage is one command, which is
-printed before it runs: `sammi train`, `sammi eval` or `sammi segment`.
+It starts as a user does, from a CLIP and a SAM that are given (the two small ones that the package
+brings along): converts both, trains CAT-Seg on the CLIP and SAM-MI on both, and evaluates them on
+classes that training saw and did not see. Each stage is one command, which is printed before it
+runs.
 """
 
 import argparse
 import json
-import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+from stages import Job, Stages, convert, evaluate, train
 
-from sammi_jax.data.openshapes import OpenShapes
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.report import markdown
 from sammi_jax.files import write_atomic
 
-_ROOT = Path(__file__).resolve().parent.parent
-_SAMMI = ("-m", "sammi_jax")  # `python -m sammi_jax` is the command `sammi`
 _DATASET, _IMAGES = "os48/val_unseen", 120  # it holds classes of both kinds
-# Programs this small run as fast when XLA optimizes less, and compile a good deal faster.
-_ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
-_OUT = "images"
-_SCENES = (1, 2, 5, 8)  # examples of val_unseen that are segmented
+_SCENES = (1, 2, 5, 8)  # of that data set: pictures
+# A line of the table: the model, its folder, and settings of the evaluation.
+_ROWS = {
+    "CLIP, zero-shot": ("clip", ()),
+    "CAT-Seg": ("catseg", ()),
+    "CAT-Seg, trained on for as long": ("longer", ()),
+    "SAM-MI": ("sammi", ()),
+    "SAM-MI, masks shut": ("sammi", ("eval.masks=none",)),
+    "SAM-MI, true masks": ("sammi", ("eval.masks=true",)),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and sampling")
     options = parser.parse_args(arguments)
     try:
-        return run(options.workdir, options.seed)
+        return run(options.workdir.resolve(), options.seed)
     except subprocess.CalledProcessError as error:
         print(f"demo: this command failed: {shlex.join(error.cmd)}", file=sys.stderr)
         return 1
@@ -52,128 +51,59 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(work: Path, seed: int) -> int:
     """All stages. Training is skipped where the model exists, and resumes where it was stopped."""
-    work = work.resolve()
-    stages = _Stages(work)
-    clip, sam, catseg, sammi = (
-        work / name / "model" for name in ("clip", "sam", "catseg", "sammi")
-    )
+    began, stages = time.perf_counter(), Stages(work / "logs")
+    models = {name: work / name / "model" for name in ("clip", "sam", "catseg", "longer", "sammi")}
+    evaluations = {title: _evaluation(title, work, models) for title in _ROWS}
     # Models this small leave much of two cores idle: stages that do not depend on each other run at
     # the same time.
-    with stages.beside("train sam", sam, *_training(sam, seed)):
-        stages.run("train clip", clip, *_training(clip, seed))
-        stages.run("train catseg", catseg, *_training(catseg, seed, f"task.clip={clip}"))
-    with (
-        stages.beside("evaluate clip", None, *_evaluation(clip)),
-        stages.beside("evaluate catseg", None, *_evaluation(catseg)),
-    ):
-        settings = (f"task.segmenter={catseg}", f"task.sam={sam}")
-        stages.run("train sammi", sammi, *_training(sammi, seed, *settings))
-    with stages.beside("segment", None, *_segmentation(work, sammi)):
-        stages.run("evaluate sammi", None, *_evaluation(sammi))
-    titled = (("CLIP, zero-shot", clip), ("CAT-Seg", catseg), ("SAM-MI", sammi))
-    table = _table([result for title, model in titled for result in _results(title, model)], stages)
+    stages.run(
+        convert("convert clip", "clip", "openshapes_clip", models["clip"]),
+        convert("convert sam", "sam", "openshapes_sam", models["sam"]),
+    )
+    stages.run(
+        train("train catseg", "openshapes_catseg", work / "catseg", f"seed={seed}",
+              f"task.clip={models['clip']}"),
+        evaluations["CLIP, zero-shot"],
+    )  # fmt: skip
+    start = (f"seed={seed}", f"task.segmenter={models['catseg']}")
+    stages.run(
+        train("train sammi", "openshapes_sammi", work / "sammi", *start,
+              f"task.sam={models['sam']}"),
+        train("train catseg on", "openshapes_sammi", work / "longer", *start,
+              "task.model.masks=none"),
+    )  # fmt: skip
+    stages.run_queue([*evaluations.values(), _pictures(work, models)], at_once=2)
+    table = _table(evaluations, stages, time.perf_counter() - began)
     write_atomic(work / "results.md", table)
-    print(f"\n{table}\nTable: {work / 'results.md'}\nImages: {work / _OUT}")
+    print(f"\n{table}\nTable: {work / 'results.md'}\nPictures: {work / 'images'}")
     return 0
 
 
-class _Stages:
-    """Runs the commands of the stages.
-
-    Attributes:
-        times: seconds of each stage that had the terminal.
-        began: when, on the clock of ``time.perf_counter``.
-    """
-
-    def __init__(self, work: Path):
-        self.times: dict[str, float] = {}
-        self.began = time.perf_counter()
-        self._logs = work / "logs"
-
-    def run(self, stage: str, made: Path | None, *command: object) -> None:
-        """Run a command on the terminal, unless the folder that it makes exists."""
-        if made is not None and made.is_dir():
-            return
-        words = [sys.executable, *map(str, command)]
-        print(f"\n[{stage}] {_shown(words)}", flush=True)
-        began = time.perf_counter()
-        subprocess.run(words, check=True, cwd=_ROOT, env=_ENVIRONMENT)
-        self.times[stage] = time.perf_counter() - began
-
-    @contextmanager
-    def beside(self, stage: str, made: Path | None, *command: object) -> Iterator[None]:
-        """Run a command while the block runs, unless the folder that it makes exists.
-
-        It prints to a file.
-
-        Raises:
-            subprocess.CalledProcessError: it failed; what it printed is shown.
-        """
-        if made is not None and made.is_dir():
-            yield
-            return
-        words = [sys.executable, *map(str, command)]
-        log = self._logs / f"{stage.replace(' ', '_')}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        print(
-            f"\n[{stage}, in parallel with the next stage] {_shown(words)}\nprints to {log}",
-            flush=True,
-        )
-        with log.open("w") as output:
-            process = subprocess.Popen(
-                words, cwd=_ROOT, env=_ENVIRONMENT, stdout=output, stderr=subprocess.STDOUT
-            )
-        try:
-            yield
-            if process.wait() != 0:
-                print(log.read_text(), file=sys.stderr)
-                raise subprocess.CalledProcessError(process.returncode, words)
-        finally:
-            process.terminate()
-            process.wait()
+def _evaluation(title: str, work: Path, models: dict[str, Path]) -> Job:
+    name, settings = _ROWS[title]
+    folder = work / name / "-".join(["eval", *(s.partition("=")[2] for s in settings)])
+    label = " ".join(["evaluate", name, *(s.partition("=")[2] for s in settings)])
+    size = f"eval.num_examples={_IMAGES}"
+    return evaluate(label, models[name], folder, [_DATASET], size, "eval.boundary=true", *settings)
 
 
-def _shown(words: Sequence[str]) -> str:
-    return shlex.join(["python", *words[1:]])
+def _pictures(work: Path, models: dict[str, Path]) -> Job:
+    command = ("examples/compare.py", "--catseg", str(models["longer"]))
+    command += ("--sammi", str(models["sammi"]), "--out", str(work / "images"))
+    return Job("pictures", work / "images", (*command, "--scenes", *map(str, _SCENES)))
 
 
-def _training(model: Path, seed: int, *settings: str) -> list[object]:
-    folder = model.parent
-    pairs = [part for setting in (f"seed={seed}", *settings) for part in ("--set", setting)]
-    return [*_SAMMI, "train", "--config", f"openshapes_{folder.name}", "--workdir", folder, *pairs]
-
-
-def _evaluation(model: Path) -> list[object]:
-    return [*_SAMMI, "eval", "--config", "openshapes_sammi",
-            "--set", f"eval.num_examples={_IMAGES}", "--model", model,
-            "--datasets", _DATASET, "--workdir", model.parent / "eval"]  # fmt: skip
-
-
-def _results(title: str, model: Path) -> list[dict]:
-    results = json.loads((model.parent / "eval" / "results.json").read_text())["results"]
-    return [{**result, "dataset": f"{title}, {result['dataset']}"} for result in results]
-
-
-def _segmentation(work: Path, model: Path) -> list[object]:
-    """`sammi segment` on a few scenes, which are written as PNG files first."""
-    scenes = work / "scenes"
-    source = OpenShapes("val_unseen", "os48")
-    shutil.rmtree(scenes, ignore_errors=True)
-    scenes.mkdir(parents=True)
-    for index in _SCENES:
-        Image.fromarray(np.asarray(source[index]["image"])).save(scenes / f"scene{index}.png")
-    return [*_SAMMI, "segment", *sorted(scenes.iterdir()), "--classes",
-            ", ".join(source.view.class_names), "--model", model, "--out",
-            work / _OUT]  # fmt: skip
-
-
-def _table(results: list[dict], stages: _Stages) -> str:
-    times = stages.times | {"all, from start to end": time.perf_counter() - stages.began}
-    seconds = "\n".join(f"| {stage} | {value:.0f} |" for stage, value in times.items())
+def _table(evaluations: dict[str, Job], stages: Stages, seconds: float) -> str:
+    results = [
+        {**result, "dataset": title}
+        for title, job in evaluations.items()
+        for result in json.loads(job.made.read_text())["results"]
+    ]
+    times = "\n".join(f"| {name} | {value:.0f} |" for name, value in stages.times.items())
     return (
-        "# Demo: OpenShapes, os48\n\nmIoU in per cent; *seen* and *unseen* are class means under "
-        "one confusion over all 48 classes.\n\n"
-        f"{markdown(results)}\n\n| stage | seconds |\n|---|---|\n{seconds}\n"
+        f"# Demo: OpenShapes, {_DATASET}\n\nPer cent; *seen* and *unseen* are class means of IoU "
+        f"under one confusion over all 48 classes.\n\n{markdown(results)}\n\n"
+        f"| stage | seconds |\n|---|---|\n{times}\n| all, from start to end | {seconds:.0f} |\n"
     )
 
 

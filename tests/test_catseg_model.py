@@ -14,7 +14,12 @@ from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.config.model import view_layout
 from sammi_jax.convert.catseg import rules_for
 from sammi_jax.convert.rules import apply_rules, invert_rules
-from sammi_jax.inference.forward import blend_logits, forward_input, resize_scores
+from sammi_jax.inference.forward import (
+    ViewScores,
+    blend_logits,
+    forward_input,
+    resize_scores,
+)
 from sammi_jax.inference.inputs import segmenter_input
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.class_texts import ClassTexts
@@ -111,7 +116,7 @@ def test_sliding_window(reference):
     forward = jax.jit(lambda x: forward_input(reference.model, x, text, layout))
     output = forward(inputs)
     assert_parity(output.logits[0], data["logits"], name="sliding logits")
-    blended = blend_logits(output.logits, config, layout)
+    blended = blend_logits(ViewScores(output.logits), config, layout)
     assert_parity(blended[0], data["blend"], rel_l2=5e-4, name="sliding blend (float16 reference)")
     size = tuple(reference.facts["sliding"]["output_size"])
     scores = resize_scores(blended[0], size)

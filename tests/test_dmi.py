@@ -15,7 +15,7 @@ from tests.parity import assert_parity
 B, H, W, N, D, T, P = 2, 4, 6, 5, 8, 3, 2
 DIMS = (6, 4)  # channels of F_h1, F_h2
 WIDTHS = (8, 6, 5)  # of the embedding and behind both decoder blocks
-CONFIG = DmiConfig(num_heads=2)
+CONFIG = DmiConfig(num_heads=2, smoothing=False)  # tests/test_smoothing.py
 AGGREGATOR = AggregatorConfig(
     hidden_dim=WIDTHS[0], decoder_dims=WIDTHS[1:], decoder_guidance_dims=DIMS, num_templates=P
 )
@@ -50,7 +50,6 @@ def batch(rng):
         "maps": tuple(
             draw(B, T, k * H, k * W, width) for k, width in zip(SCALES, WIDTHS, strict=True)
         ),
-        "logits": draw(B, T, 4 * H, 4 * W),
     }
 
 
@@ -68,16 +67,16 @@ def _inject(graphdef_state, batch):
         batch["low"], batch["high"], batch["text"], batch["masks"], batch["valid"]
     )
     maps = [injection.add_evidence(i, x, batch["cost"]) for i, x in enumerate(batch["maps"])]
-    return low, *high, *maps, injection.smooth(batch["logits"])
+    return low, *high, *maps
 
 
 def inject(dmi, batch):
-    """F_l', F_h1', F_h2', the embedding, both decoder maps and the logits, compiled."""
+    """F_l', F_h1', F_h2', the embedding and both decoder maps, compiled."""
     return [np.asarray(x) for x in _inject(nnx.split(dmi), batch)]
 
 
 def originals(batch):
-    return [batch["low"], *batch["high"], *batch["maps"], batch["logits"]]
+    return [batch["low"], *batch["high"], *batch["maps"]]
 
 
 def test_an_untrained_dmi_changes_no_bit(batch):
@@ -194,21 +193,6 @@ def test_evidence_against_plain_numpy(batch, stage):
         assert_parity(ours[b], expected, 1e-5, f"dmi evidence {stage} {b}")
 
 
-def test_smoothing_against_plain_numpy(batch):
-    dmi = randomized(make())
-    ours, strength = inject(dmi, batch)[-1], 10.0 * float(dmi.smoothing[...])
-    for b in range(B):
-        masks, logits = batch["masks"][b][batch["valid"][b]], batch["logits"][b]
-        expected = logits.astype(np.float64)
-        for y in range(4 * H):
-            for x in range(4 * W):
-                means = [logits[:, m].mean(1) for m in masks if m[y, x]]
-                if means:
-                    pull = np.mean(means, axis=0) - logits[:, y, x]
-                    expected[:, y, x] += strength * pull
-        assert_parity(ours[b], expected, 1e-5, f"dmi smoothing {b}")
-
-
 def low_pass_naive(features, masks):
     result = np.zeros(features.shape)
     means = [features[m].mean(0) if m.any() else np.zeros(features.shape[-1]) for m in masks]
@@ -272,7 +256,6 @@ ZERO_LAYERS = {
     "evidence_convs/0/kernel",
     "evidence_convs/1/kernel",
     "evidence_convs/2/kernel",
-    "smoothing",
 }
 
 
@@ -331,7 +314,7 @@ def test_gradients_are_finite_where_no_mask_is_valid(batch):
     dmi = randomized(make())
     batch["valid"][:] = False
     graphdef, state = nnx.split(dmi)
-    floats = {name: batch[name] for name in ("low", "high", "cost", "text", "maps", "logits")}
+    floats = {name: batch[name] for name in ("low", "high", "cost", "text", "maps")}
 
     def loss(state, floats):
         return sum(jnp.sum(x**2) for x in _inject((graphdef, state), {**batch, **floats}))
@@ -345,13 +328,12 @@ PARTS = {
     "low": ("region_context", "low_injection", "evidence_convs/0"),
     "high": ("high_injections",),
     "decoder": ("region_context", "evidence_convs/1", "evidence_convs/2"),
-    "smoothing": ("smoothing",),
 }
 
 
 @pytest.mark.parametrize("on", [(), *((part,) for part in PARTS), ("low", "high")])
 def test_a_part_that_is_off_has_no_parameters_and_does_nothing(batch, on):
-    config = DmiConfig(**{part: part in on for part in PARTS}, num_heads=2)
+    config = DmiConfig(**{part: part in on for part in PARTS}, smoothing=False, num_heads=2)
     names = abstract_params(lambda: make(config))
     expected = {prefix for part in on for prefix in PARTS[part]}
     assert all(any(name.startswith(prefix) for prefix in expected) for name in names)
@@ -360,5 +342,5 @@ def test_a_part_that_is_off_has_no_parameters_and_does_nothing(batch, on):
     changed = [bool((ours != original).any()) for ours, original in outputs]
     decoder = "decoder" in on
     assert changed == [
-        "low" in on, "high" in on, "high" in on, "low" in on, decoder, decoder, "smoothing" in on
+        "low" in on, "high" in on, "high" in on, "low" in on, decoder, decoder
     ]  # fmt: skip

@@ -52,10 +52,10 @@ class PlainPredictor:
         del text
         maps = jnp.einsum("bhwc,ct->bthw", inputs.canvas / 255 - 0.5, state)
         maps = jnp.pad(maps, ((0, 0), (0, 8 - NUM_TEXTS), (0, 0), (0, 0)), constant_values=9.0)
-        return ViewScores(maps[:, None], None)
+        return ViewScores(maps[:, None])
 
-    def blend(self, maps, layout):
-        return maps[:, 0]
+    def blend(self, scores, layout):
+        return scores.maps[:, 0]
 
 
 class Images:

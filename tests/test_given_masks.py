@@ -19,6 +19,7 @@ from sammi_jax.inference.forward import forward_input
 from sammi_jax.inference.inputs import canvas_masks, segmenter_input
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.proposals import MASK_SCALE
 from sammi_jax.parallel.mesh import make_mesh
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.params import flat_params
@@ -48,10 +49,13 @@ def test_the_models_own_masks_given_back_change_nothing(model, rng):
     image = rng.integers(0, 256, (32, 32, 3), np.uint8)
     own = _run(model, segmenter_input(image, model.config))
     assert own.proposals.masks.any()
-    given = tuple(np.asarray(x) for x in (own.proposals.masks, own.proposals.valid))
+    found = own.proposals
+    given = tuple(np.asarray(x) for x in (found.masks, found.valid, found.quality))
     again = _run(model, segmenter_input(image, model.config, given))
     np.testing.assert_allclose(again.logits, own.logits, atol=1e-6)
-    shut = _run(model, segmenter_input(image, model.config, (given[0], np.zeros_like(given[1]))))
+    np.testing.assert_allclose(again.regions.strength, own.regions.strength, atol=1e-6)
+    nothing = (given[0], np.zeros_like(given[1]), given[2])
+    shut = _run(model, segmenter_input(image, model.config, nothing))
     assert np.abs(shut.logits - own.logits).max() > 1e-3
     assert not shut.proposals.valid.any()
 
@@ -60,8 +64,9 @@ def test_masks_lie_where_they_were_drawn():
     mask = np.zeros((1, 40, 80), bool)
     mask[0, :20, 60:] = True
     config = dataclasses.replace(SAMMI, sliding=None)
-    side = 4 * view_layout(config).canvas
-    on_canvas, valid = canvas_masks(mask, (40, 80), config, num_slots=3)
+    side = MASK_SCALE * view_layout(config).canvas
+    on_canvas, valid, quality = canvas_masks(mask, (40, 80), config, 3, np.array([0.9]))
+    np.testing.assert_allclose(quality, [[0.9, 0.75, 0.75]])
     np.testing.assert_array_equal(valid, [[True, False, False]])
     expected = np.zeros((side, side), bool)
     expected[: side // 2, 3 * side // 4 :] = True
@@ -80,6 +85,13 @@ def test_masks_lie_where_they_were_drawn():
 def test_masks_that_do_not_fit_are_an_error(config, shape, slots, message):
     with pytest.raises(SammiError, match=message):
         canvas_masks(np.zeros(shape, bool), (8, 8), config, slots)
+
+
+@pytest.mark.parametrize("quality", [[0.5], [0.5, 1.5], [0.5, float("nan")]])
+def test_qualities_that_do_not_fit_are_an_error(quality):
+    masks = np.ones((2, 8, 8), bool)
+    with pytest.raises(SammiError, match=r"one number in 0..1 for each of the 2 masks"):
+        canvas_masks(masks, (8, 8), SAMMI, 2, np.array(quality))
 
 
 @pytest.mark.parametrize("iou", [0.9, 0.7, 0.5])

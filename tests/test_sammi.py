@@ -26,10 +26,11 @@ from sammi_jax.config.model import (
     view_layout,
 )
 from sammi_jax.errors import SammiError
-from sammi_jax.inference.forward import blend_logits, forward_input
+from sammi_jax.inference.forward import ViewScores, blend_logits, forward_input
 from sammi_jax.inference.inputs import segmenter_input, stack_inputs
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.proposals import MASK_SCALE
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.training.forward import forward_crops
 from sammi_jax.weights.params import abstract_params, build, flat_params
@@ -183,7 +184,7 @@ def test_images_of_a_batch_do_not_see_each_other(pictures):
 
 def test_masks_lie_inside_the_picture_and_points_in_the_unit_square(pictures):
     proposals = _predict(_randomized(SAMMI), pictures).proposals
-    side = 6 * 4  # canvas cells x 4
+    side = 6 * MASK_SCALE
     assert proposals.masks.shape == (2, 6, side, side)
     assert ((proposals.points > 0) & (proposals.points < 1)).all()
     assert not proposals.masks[~proposals.valid].any()
@@ -213,7 +214,7 @@ def test_training_forward_has_gradients_where_something_trains():
     assert all(path.startswith("sam/") for path in zero if "sam" in path)
     assert {p for p in grads if p.startswith("sam/")} <= zero, "SAM is frozen"
     for needed in ("tspp/visual/kernel", "tspp/bias", "dmi/low_injection/out/kernel",
-                   "dmi/evidence_convs/2/kernel", "dmi/smoothing", "upsample2/kernel",
+                   "dmi/evidence_convs/2/kernel", "upsample2/kernel",
                    "aggregator/head/kernel", "clip/vision"):  # fmt: skip
         assert any(p.startswith(needed) and v > 0 for p, v in grads.items()), needed
 
@@ -221,7 +222,8 @@ def test_training_forward_has_gradients_where_something_trains():
 def _probabilities(model, inputs, text, class_mask):
     layout = view_layout(model.config)
     output = forward_input(model, inputs, ClassTexts(text, class_mask), layout)
-    return blend_logits(output.logits, model.config, layout), output.proposals
+    scores = ViewScores(output.logits, output.proposals, output.regions)
+    return blend_logits(scores, model.config, layout), output.proposals
 
 
 def test_padded_classes_change_nothing(pictures):
@@ -266,4 +268,4 @@ def test_full_sizes_have_the_published_output_shape():
 
     probabilities, proposals = jax.eval_shape(run, state, inputs, jnp.zeros((9, 1, 77), int))
     assert probabilities.shape == (1, 9, 640, 640)
-    assert proposals.masks.shape == (1, 64, 160, 160)
+    assert proposals.masks.shape == (1, 64, 320, 320)

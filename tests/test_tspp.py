@@ -136,6 +136,17 @@ def test_two_regions_give_a_point_inside_each():
     assert valid.tolist() == [True, True] + [False] * 6
 
 
+def test_without_the_neighborhood_the_surest_cell_comes_first():
+    """One sure cell among others of another class, and a calm region of less sure ones."""
+    distribution = np.tile(np.array([0.3, 0.7], "f"), (1, 5, 5, 1))
+    distribution[0, 2, 2] = 0.95, 0.05
+    first = lambda interior: sample_points(  # noqa: E731
+        jnp.asarray(distribution), 1, 0.0, 3.0, interior=interior
+    ).cells[0, 0]
+    np.testing.assert_array_equal(first(False), [2.5, 2.5])
+    assert np.abs(first(True) - 2.5).max() >= 2  # nor one of its neighbors
+
+
 def test_more_slots_than_cells_leave_the_rest_invalid(rng):
     prompts = sample_points(distributions(rng, (1, 2, 3, T)), 9, 0.0001, 0.5)
     cells = {tuple(cell) for cell in np.asarray(prompts.cells[0])[np.asarray(prompts.valid[0])]}

@@ -13,6 +13,7 @@ write it:
   sam     SAM from Meta's .pth or from Hugging Face
   catseg  CAT-Seg's released .pth
   sammi   SAM-MI assembled from a CLIP or CAT-Seg (SRC) and a SAM (--sam)
+  openshapes_clip and openshapes_sam are the small ones that the package brings along
 SRC may also be a model folder (to add a tokenizer, to change templates or dtype), or a
 checkpoint of 'sammi train': RUN/checkpoints/STEP, or RUN for the newest one.
 
@@ -64,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "bfloat16"),
+        choices=("float32", "bfloat16", "float16"),
         default="float32",
         help="of the stored weights; default: float32",
     )
@@ -77,7 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
     if run_and_step := find_run(args.source):
         return _run_of_training(args, *run_and_step)
-    if args.kind == "sammi" and args.sam is None:
+    from sammi_jax.weights.model_folder import describe, is_model_folder
+
+    if args.kind == "sammi" and args.sam is None and not is_model_folder(args.source):
         args.wrong_use("sammi needs --sam DIR, a SAM checkpoint or model folder")
     if args.kind != "sammi" and args.sam is not None:
         args.wrong_use(f"--sam goes with sammi, not with {args.kind}")
@@ -89,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
 
     from sammi_jax.convert.api import convert
     from sammi_jax.text.vocabulary import read_template_file
-    from sammi_jax.weights.model_folder import describe
 
     folder = convert(
         args.kind,

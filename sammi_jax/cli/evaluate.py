@@ -4,7 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sammi_jax.cli.options import add_config_arguments, add_job_arguments
+from sammi_jax.cli.options import (
+    add_config_arguments,
+    add_job_arguments,
+    add_model_argument,
+    chosen_model,
+)
 from sammi_jax.errors import SammiError
 
 _DESCRIPTION = """\
@@ -30,12 +35,9 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_config_arguments(parser)
-    parser.add_argument(
-        "--model",
-        metavar="DIR",
-        required=True,
-        type=Path,
-        help="a model folder. It brings its own sizes, templates and windows; for a CLIP folder "
+    add_model_argument(
+        parser,
+        "a model folder. It brings its own sizes, templates and windows; for a CLIP folder "
         "templates and windows are the configuration's",
     )
     parser.add_argument(
@@ -86,26 +88,27 @@ def _evaluate(args: argparse.Namespace) -> str:
     config = load_config(args.config, args.set)
     if not isinstance(config.task, SegmentConfig):
         raise SammiError(f"{args.config}: is no segmentation experiment, so nothing to evaluate")
+    folder = chosen_model(args)
     names = [name.strip() for name in args.datasets.split(",") if name.strip()]
     if not names:
         raise SammiError("--datasets: names no data set")
     datasets = [
         open_dataset(name, config.eval.num_examples, data_dir=args.data_dir) for name in names
     ]
-    if describe(args.model).kind == "sam":
-        sam = load_sam(args.model)
+    if describe(folder).kind == "sam":
+        sam = load_sam(folder)
         records = [score_sam(sam, dataset) for dataset in datasets]
-        return write_sam_scores(records, args.model, args.workdir)
+        return write_sam_scores(records, folder, args.workdir)
     mesh = make_mesh(config.mesh)
-    predictor = load_predictor(args.model, config.task.model)
+    predictor = load_predictor(folder, config.task.model)
     identity = {
         "config": config_digest(config),
         "model": to_dict(predictor.config),
-        "weights": weights_digest(args.model),
+        "weights": weights_digest(folder),
     }
     results, table = [], ""
     for dataset in datasets:
         results.append(evaluate(predictor, dataset, config.eval, mesh, args.workdir, identity))
         # after every set: what is done stays done
-        table = write_results(results, args.model, config, predictor.config, args.workdir)
+        table = write_results(results, folder, config, predictor.config, args.workdir)
     return table

@@ -1,6 +1,10 @@
 """Arguments that several commands share."""
 
 import argparse
+import sys
+from pathlib import Path
+
+from sammi_jax.weights.bundled import DEFAULT
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +24,28 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
         help="change one field of the configuration, such as optim.peak_lr=1e-4; may be given "
         "several times",
     )
+
+
+def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--model DIR``; without it the small model that the package brings along."""
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        help=f"{what}; default: openshapes, the small SAM-MI that comes with the package and knows "
+        "its generated scenes only",
+    )
+
+
+def chosen_model(args: argparse.Namespace) -> Path:
+    """The model folder to use; says so where none was named."""
+    if args.model is not None:
+        return args.model
+    print(
+        "sammi: no --model: using the bundled model openshapes, which knows generated scenes only",
+        file=sys.stderr,
+    )
+    return Path(DEFAULT)
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from sammi_jax.cli.options import add_model_argument, chosen_model
 from sammi_jax.errors import SammiError
 
 _DESCRIPTION = """\
@@ -34,13 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAMES",
         help='class names such as "cat, dog", or a file NAME.txt with one name a line',
     )
-    parser.add_argument(
-        "--model",
-        required=True,
-        type=Path,
-        metavar="DIR",
-        help="a CAT-Seg or SAM-MI model folder",
-    )
+    add_model_argument(parser, "a CAT-Seg or SAM-MI model folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
     parser.set_defaults(run=run)
 
@@ -54,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     class_names = parse_class_list(args.classes)
     stems = _stems(args.images)
-    model = load(args.model)
+    model = load(chosen_model(args))
     failed = 0
     with tqdm(total=len(stems), unit="image", disable=None) as bar:
         for path, stem in zip(args.images, stems, strict=True):

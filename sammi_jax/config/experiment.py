@@ -76,6 +76,8 @@ class PromptConfig(TaskConfig):
     kind: ClassVar[str] = "prompt"
     model: SamConfig = SamConfig()
     points_per_image: int = 8
+    # Of the whole, the part and the subpart in the loss, as shares of their sum.
+    output_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     focal_weight: float = 20.0  # dice and IoU have 1: SAM's own (arXiv 2304.02643, appendix A)
 
 
@@ -91,9 +93,9 @@ class MaskNoiseConfig:
     dilate: float = 0.0  # grow,
     erode: float = 0.0  # shrink,
     shift: float = 0.0  # or move
-    # In pixels of the canvas, of which there are 4 a cell of the cost map along a side.
-    radius: int = 2  # by which a mask grows or shrinks
-    max_shift: int = 4  # rows and columns by which it moves: uniform in plus or minus this
+    # In pixels of the canvas, of which there are 8 a cell of the cost map along a side.
+    radius: int = 4  # by which a mask grows or shrinks
+    max_shift: int = 8  # rows and columns by which it moves: uniform in plus or minus this
 
     def __post_init__(self):
         rates = {name: getattr(self, name) for name in ("drop", "dilate", "erode", "shift")}

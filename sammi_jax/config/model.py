@@ -122,6 +122,7 @@ class TsppConfig:
     scale: float = 100.0  # initial temperature of the class distribution (CLIP's own)
     min_score: float = 0.05  # tau: a point below it is not valid
     sigma: float = 3.0  # radius of the suppression, in cells of the cost map
+    interior: bool = True  # prefer cells whose neighbors agree: points inside regions
     loss_weight: float = 0.5
 
 
@@ -218,12 +219,12 @@ SAM_SIZES: dict[str, SamConfig] = {
     "vith": SamConfig(width=1280, num_layers=32, num_heads=16),
     "openshapes": SamConfig(
         image_size=96,
-        patch_size=8,
+        patch_size=4,
         width=64,
         num_layers=3,
         num_heads=4,
-        num_stages=3,
-        window_size=6,
+        num_stages=1,
+        window_size=8,
         out_channels=64,
         decoder_heads=4,
         decoder_mlp_dim=128,

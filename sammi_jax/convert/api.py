@@ -1,5 +1,6 @@
 """From a checkpoint to a model folder: read it, recognize it, convert it by a table, write it."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,15 @@ from sammi_jax.convert.torch_file import read_tensors
 from sammi_jax.errors import SammiError
 from sammi_jax.files import check_destination
 from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
+from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
-from sammi_jax.weights.model_folder import DTYPES, is_model_folder, read_model, write_model
+from sammi_jax.weights.model_folder import (
+    DTYPES,
+    is_model_folder,
+    read_meta,
+    read_model,
+    write_model,
+)
 from sammi_jax.weights.provenance import UNKNOWN, Origin, made_of, read_origin
 
 # Each of these files in a folder means that it has a tokenizer.
@@ -26,12 +34,16 @@ _TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)
 
 _RULES = {"clip": clip.rules_for, "sam": sam.rules_for, "catseg": catseg.rules_for}
 
-# Checkpoints do not say their license; this is what the authors of the released ones say.
+# Files with weights do not say their license; this is what the authors of the released ones say.
 _LICENSES = {
     "clip": f"{UNKNOWN}: MIT if from OpenAI",
     "sam": f"{UNKNOWN}: Apache-2.0 if from Meta",
     "catseg": f"{UNKNOWN}: MIT if from CAT-Seg's authors",
 }
+
+
+# Model cards write licenses in small letters.
+_SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 
 
 @dataclass(frozen=True)
@@ -70,11 +82,12 @@ def convert(
             model folder of it (to add a tokenizer, to change the dtype).
         destination: the model folder; it must not exist, or be empty.
         clip: a folder with CLIP's tokenizer files; default: that of ``source``.
-        sam: a SAM checkpoint or model folder; "sammi" needs it.
+        sam: a SAM checkpoint or model folder; "sammi" needs it, unless ``source`` is a whole
+            SAM-MI.
         tokenizer: a tokenizer file, or a folder with one; it comes before all other places.
         templates: for "catseg" and "sammi": the prompt templates of a class, in the order of the
             cost map's channels; None: what the checkpoint's description says, or CAT-Seg's own.
-        dtype: of the stored parameters, "float32" or "bfloat16".
+        dtype: of the stored parameters, "float32", "bfloat16" or "float16".
 
     Raises:
         SammiError: one of the arguments cannot be used. Nothing is written then.
@@ -83,13 +96,19 @@ def convert(
         raise SammiError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if dtype not in DTYPES:
         raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    if kind == "sammi" and sam is None:
-        raise SammiError("SAM-MI needs a SAM as well: give sam (a checkpoint or a model folder)")
+    source = find_model(source)
+    is_whole = kind == "sammi" and is_model_folder(source) and read_meta(source)["kind"] == "sammi"
+    if kind == "sammi" and (sam is None) != is_whole:
+        raise SammiError(
+            f"{source}: a SAM-MI has its SAM: leave sam out"
+            if is_whole
+            else "SAM-MI needs a SAM as well: give sam (a checkpoint or a model folder)"
+        )
     if templates is not None and kind not in ("catseg", "sammi"):
         raise SammiError(f"prompt templates go with catseg and sammi, not with {kind}")
     destination = check_destination(destination)
     initialized: list[str] = []
-    if kind == "sammi":
+    if kind == "sammi" and not is_whole:
         model, initialized = _put_together(source, cast(Path, sam), templates)
     else:
         model = read_source(source, (kind,), templates)
@@ -121,7 +140,7 @@ def read_source(
         SammiError: the checkpoint is unreadable, of another kind, has other tensors than its table
             lists, or was trained with another number of templates.
     """
-    path = Path(path).expanduser()
+    path = find_model(path)
     if is_model_folder(path):
         found = read_model(path, kinds)
         config = _with_templates(path, found.config, templates)
@@ -140,7 +159,20 @@ def read_source(
     except SammiError as error:
         raise SammiError(f"{path}: {error}") from error
     record = {"file": path.name, "sha256": checkpoint.sha256, "key_names": source.key_names}
-    return Converted(kind, source.config, params, Origin(kind, record, _LICENSES[kind]))
+    license = card_license(path) or _LICENSES[kind]
+    return Converted(kind, source.config, params, Origin(kind, record, license))
+
+
+def card_license(checkpoint: Path) -> str | None:
+    """The license that a Hugging Face folder's model card (README.md) names in its front matter."""
+    card = checkpoint / "README.md"
+    if not card.is_file():
+        return None
+    _, start, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    named = re.search(r"^license: *(\S+) *$", rest.partition("\n---")[0], re.MULTILINE)
+    if not start or named is None:
+        return None
+    return _SPDX.get(named[1], named[1])
 
 
 def _with_templates(

@@ -208,7 +208,7 @@ class _Run:
 
             def scores(state: Any, inputs: Any, layout: Any = variant.layout) -> Any:
                 out = self._predictor.views(state, inputs, self._text, layout)
-                return self._predictor.blend(out.maps, layout)
+                return self._predictor.blend(out, layout)
 
             sides.append(jax.eval_shape(scores, self._state, inputs).shape[-1])
         return sides
@@ -245,7 +245,8 @@ class _Run:
             image, masks = image[:, ::-1], None if masks is None else masks[:, :, ::-1]
         if masks is None:
             return self._predictor.prepare(image, variant.config)
-        return self._predictor.prepare(image, variant.config, masks, self._given.num_slots)
+        quality = np.full(len(masks), self._given.quality, np.float32)
+        return self._predictor.prepare(image, variant.config, masks, self._given.num_slots, quality)
 
     def _example(self, index: int) -> dict[str, Any]:
         example = self._dataset.source[index]
@@ -281,12 +282,10 @@ class _Run:
         put = lambda x: jax.make_array_from_process_local_data(sharding, x)  # noqa: E731
         inputs, target = jax.tree.map(put, (batch.inputs, batch.target))
         arguments = (self._state, inputs, self._text)
-        maps, proposals = self._call("network", self._network, *arguments)
-        counts, prediction = self._call(
-            plan.shape, self._readout, maps, proposals, self._text.mask, target
-        )
+        scores = self._call("network", self._network, *arguments)
+        counts, prediction = self._call(plan.shape, self._readout, scores, self._text.mask, target)
         self._images += len(plan.indices)
-        return counts, prediction, proposals
+        return counts, prediction, scores[0].proposals
 
     def _call(self, key: Any, function: Any, *args: Any) -> Any:
         if key not in self._compiled:

@@ -22,6 +22,7 @@ class GivenMasks:
 
     Attributes:
         num_slots: room for masks in the model's input.
+        quality: of the given masks, which is known: ``mask_iou``, or 1.
 
     Raises:
         SammiError: the model takes no masks, the data set knows no regions, or ``mask_iou`` is no
@@ -30,6 +31,7 @@ class GivenMasks:
 
     def __init__(self, dataset: Dataset, model: SegmenterConfig, config: EvalConfig):
         self._kind, self._iou = config.masks, config.mask_iou
+        self.quality = 1.0 if self._iou is None else self._iou
         self._regions: Any = getattr(dataset.source, "regions", None)
         if self._iou is not None and (
             self._kind not in ("true", "parts") or not 0.0 < self._iou <= 1.0

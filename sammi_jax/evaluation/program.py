@@ -52,6 +52,7 @@ class Predictor(Protocol):
         config: SegmenterConfig | None = None,
         masks: NpArray | None = None,
         num_slots: int = 0,
+        mask_quality: NpArray | None = None,
     ) -> SegmenterInput:
         """One image, and masks in the place of SAM's, as the model's input."""
         ...
@@ -66,7 +67,7 @@ class Predictor(Protocol):
         """Class maps of every view."""
         ...  # fmt: skip
 
-    def blend(self, maps: Any, layout: ViewLayout) -> Any:
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Any:
         """Scores on the canvas."""
         ...
 
@@ -163,19 +164,15 @@ def boundary_distance(height: int, width: int) -> int:
 
 
 def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) -> Any:
-    """``f(state, [inputs], text) -> ([maps], proposals)``, compiled when used.
-
-    ``maps`` are ``[b, v, t, h, w]``, one for each variant; ``proposals`` are the first variant's.
-    """
+    """``f(state, [inputs], text) -> [ViewScores]``, one for each variant; compiled when used."""
 
     def local(state: Any, inputs: Any, text: ClassTexts) -> Any:
-        def one(inputs: Any) -> tuple[list[Array], MaskProposals | None]:
+        def one(inputs: Any) -> list[ViewScores]:
             outputs = [
                 predictor.views(state, jax.tree.map(lambda x: x[None], i), text, v.layout)
                 for i, v in zip(inputs, variants, strict=True)
             ]
-            first = jax.tree.map(lambda x: x[0], outputs[0].proposals)
-            return [output.maps[0] for output in outputs], first
+            return jax.tree.map(lambda x: x[0], outputs)
 
         return jax.lax.map(one, inputs)
 
@@ -185,23 +182,23 @@ def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) 
 def make_readout(
     predictor: Predictor, variants: Sequence[Variant], readout: Readout, mesh: Mesh
 ) -> Any:
-    """``f([maps], proposals, class_mask, target) -> (counts, prediction)``.
+    """``f([ViewScores], class_mask, target) -> (counts, prediction)``.
 
     ``counts`` are those of the whole batch, on every device; ``prediction`` is int32
     ``[b, H, W]``, the evaluated class of each pixel of the bucket.
     """
 
-    def local(maps: Any, proposals: Any, mask: Array, target: Target) -> tuple[Counts, Array]:
+    def local(scores: Any, mask: Array, target: Target) -> tuple[Counts, Array]:
         def one(args: Any) -> tuple[Counts, Array]:
-            maps, proposals, target = args
-            prediction = _predict(predictor, variants, readout, maps, mask, target)
-            return _count(readout, prediction, proposals, target), prediction
+            scores, target = args
+            prediction = _predict(predictor, variants, readout, scores, mask, target)
+            return _count(readout, prediction, scores[0].proposals, target), prediction
 
-        counts, prediction = jax.lax.map(one, (maps, proposals, target))
+        counts, prediction = jax.lax.map(one, (scores, target))
         total = jax.tree.map(lambda x: x.sum(axis=0, dtype=jnp.uint32), counts)
         return jax.tree.map(lambda x: jax.lax.psum(x, AXES), total), prediction
 
-    return jax.jit(_split(local, mesh, in_specs=(AXES, AXES, None, AXES), out_specs=(None, AXES)))
+    return jax.jit(_split(local, mesh, in_specs=(AXES, None, AXES), out_specs=(None, AXES)))
 
 
 def _split(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
@@ -221,35 +218,36 @@ def _predict(
     predictor: Predictor,
     variants: Sequence[Variant],
     readout: Readout,
-    maps: Sequence[Float[Array, "_ t _ _"]],
+    scores: Sequence[ViewScores],
     mask: Bool[Array, " t"],
     target: Target,
 ) -> Int[Array, "h w"]:
     """The evaluated class of every pixel, from chunks of classes: the best so far is kept."""
-    total = mask.shape[0]
-    chunk = min(readout.class_chunk, total)
-    starts = jnp.arange(0, total, chunk)
+    num_texts = mask.shape[0]
+    chunk = min(readout.class_chunk, num_texts)
+    starts = jnp.arange(0, num_texts, chunk)
+    batched = jax.tree.map(lambda x: x[None], list(scores))
 
     def step(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        start = jnp.minimum(start, total - chunk)  # the last chunk may overlap the one before
+        start = jnp.minimum(start, num_texts - chunk)  # the last chunk may overlap the one before
         classes = start + jnp.arange(chunk)
-        scores = sum(
-            _on_pixels(predictor, variant, jax.lax.dynamic_slice_in_dim(m, start, chunk, 1), taps)
-            for variant, m, taps in zip(
-                variants, maps, zip(target.rows, target.columns, strict=True), strict=True
+        total = sum(
+            _on_pixels(predictor, variant, each.choose(start, chunk), taps)
+            for variant, each, taps in zip(
+                variants, batched, zip(target.rows, target.columns, strict=True), strict=True
             )
         )
         present = jax.lax.dynamic_slice_in_dim(mask, start, chunk)
-        scores = jnp.where(present[:, None, None], scores / len(variants), -jnp.inf)
-        index = jnp.argmax(scores, axis=0)
-        score = jnp.max(scores, axis=0)
+        mean = jnp.where(present[:, None, None], total / len(variants), -jnp.inf)
+        index = jnp.argmax(mean, axis=0)
+        score = jnp.max(mean, axis=0)
         better = score > best[0]  # of equal scores the first class wins, as in a single argmax
         return (jnp.where(better, score, best[0]), jnp.where(better, classes[index], best[1])), None
 
     shape = target.label.shape
     nothing = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, starts.dtype))
     (score, index), _ = jax.lax.scan(step, nothing, starts)
-    merge = np.zeros(total, np.int32)  # texts that pad the axis never win
+    merge = np.zeros(num_texts, np.int32)  # texts that pad the axis never win
     merge[: len(readout.merge)] = readout.merge
     prediction = jnp.asarray(merge)[index]
     if readout.threshold is not None and readout.background is not None:
@@ -258,15 +256,15 @@ def _predict(
 
 
 def _on_pixels(
-    predictor: Predictor, variant: Variant, maps: Float[Array, "v t h w"], taps: Any
+    predictor: Predictor, variant: Variant, scores: ViewScores, taps: Any
 ) -> Float[Array, "t h2 w2"]:
     """Scores of some classes at the pixels of the bucket."""
-    scores = predictor.blend(maps[None], variant.layout)[0]
+    maps = predictor.blend(scores, variant.layout)[0]
     if variant.flip:
-        scores = scores[..., ::-1]
+        maps = maps[..., ::-1]
     (rows, row_weights), (columns, column_weights) = taps
-    scores = _interpolate(scores, rows, row_weights, axis=1)
-    return _interpolate(scores, columns, column_weights, axis=2)
+    maps = _interpolate(maps, rows, row_weights, axis=1)
+    return _interpolate(maps, columns, column_weights, axis=2)
 
 
 def _interpolate(scores: Array, taps: Array, weights: Array, axis: int) -> Array:

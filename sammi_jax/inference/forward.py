@@ -5,7 +5,7 @@ Sources: docs/catseg.md part f; docs/method.md, 8.
 All functions are pure and meant to run inside one `jax.jit`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
 from sammi_jax.models.proposals import MaskProposals, SamInput, given_proposals
 from sammi_jax.models.sammi import Sammi, SegmenterOutput
+from sammi_jax.models.smoothing import RegionLogits, smooth_probabilities
 from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD
@@ -32,7 +33,16 @@ class ViewScores:
     """Class maps of every view as the network gives them, before the views are combined."""
 
     maps: Leaf  # [b, v, t, h, w]: logits, or cosines of a zero-shot CLIP
-    proposals: MaskProposals | None
+    proposals: MaskProposals | None = None
+    regions: RegionLogits | None = None
+
+    def choose(self, start: Array, count: int) -> "ViewScores":
+        """The maps of ``count`` classes from ``start`` on; ``count`` is static."""
+        cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, count, axis)  # noqa: E731
+        regions = self.regions
+        if regions is not None:
+            regions = replace(regions, means=cut(regions.means, 2))
+        return replace(self, maps=cut(self.maps, 2), regions=regions)
 
 
 @jax.tree_util.register_dataclass
@@ -70,15 +80,12 @@ def zero_shot_views(
     views = _views(inputs, config, layout)
     features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
     cost = cost_map(features, text.features)[..., 0]
-    return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views), None)
+    return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views))
 
 
-def blend_cosines(
-    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
-) -> Float[Array, "b t h2 w2"]:
+def blend_cosines(scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
     """Cosines on the canvas, one for each cell, from those of every view."""
-    del config
-    stitched = stitch(rearrange(maps, "b v t h w -> b v h w t"), layout)
+    stitched = stitch(rearrange(scores.maps, "b v t h w -> b v h w t"), layout)
     return rearrange(stitched, "b h w t -> b t h w")
 
 
@@ -91,7 +98,7 @@ def forward_input(
     """Logits of every view of whole images: windows and the global view, or one view."""
     sam_input = proposals = None
     if inputs.masks is not None:
-        proposals = given_proposals(inputs.masks, inputs.mask_valid)
+        proposals = given_proposals(inputs.masks, inputs.mask_valid, inputs.mask_quality)
     elif model.config.masks is not None:
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
     return model(
@@ -116,17 +123,20 @@ def _views(
 
 
 def blend_logits(
-    maps: Float[Array, "b v t h w"], config: SegmenterConfig, layout: ViewLayout
+    scores: ViewScores, config: SegmenterConfig, layout: ViewLayout
 ) -> Float[Array, "b t o o"]:
-    """Class probabilities (sigmoid) on the canvas from every view's logits.
+    """Class probabilities (sigmoid) on the canvas from every view's logits, smoothed by masks.
 
     With windows, each view's logits are resized to the crop before the sigmoid. A single view's
     are not: CAT-Seg's plain mode applies the sigmoid first (docs/catseg.md part f).
     """
-    maps = rearrange(maps, "b v t h w -> b v h w t")
+    maps = rearrange(scores.maps, "b v t h w -> b v h w t")
     if layout.has_global_view:
         maps = resize(maps, (config.crop_size, config.crop_size))
-    return rearrange(stitch(jax.nn.sigmoid(maps), layout), "b h w t -> b t h w")
+    blended = rearrange(stitch(jax.nn.sigmoid(maps), layout), "b h w t -> b t h w")
+    if scores.regions is None:
+        return blended
+    return smooth_probabilities(blended, scores.regions)
 
 
 def resize_scores(

@@ -9,10 +9,15 @@ from PIL import Image
 
 from sammi_jax.config.model import SegmenterConfig, view_layout
 from sammi_jax.errors import SammiError
+from sammi_jax.models.proposals import MASK_SCALE
+from sammi_jax.models.smoothing import ORDINARY
 from sammi_jax.ops.clip_image import CLIP_MEAN
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.ops.sam_image import resized_shape
 from sammi_jax.typing import Bool, NpArray, UInt8
+
+# bool [1, n, G, G], bool [1, n] and float32 [1, n]
+CanvasMasks = tuple[NpArray, NpArray, NpArray]
 
 _PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (docs/catseg.md part 0, step 2)
 
@@ -28,8 +33,9 @@ class SegmenterInput:
     sam_image: Any  # [b, S, S, 3] uint8 RGB, zero padded
     sam_size: Any  # [b, 2] float32 (height, width) inside the padding
     # Masks from elsewhere in the place of SAM's, else None.
-    masks: Any = None  # [b, n, G, G] bool on the canvas, 4 pixels a cell
+    masks: Any = None  # [b, n, G, G] bool on the canvas, `MASK_SCALE` pixels a cell
     mask_valid: Any = None  # [b, n] bool
+    mask_quality: Any = None  # [b, n] float32: the IoU with a true region that is expected of them
 
 
 def _resample(image: NpArray, side: int) -> NpArray:
@@ -42,7 +48,7 @@ def _resample(image: NpArray, side: int) -> NpArray:
 def segmenter_input(
     image: UInt8[NpArray, "h w 3"],
     config: SegmenterConfig,
-    given: tuple[Bool[NpArray, "1 n g g"], Bool[NpArray, "1 n"]] | None = None,
+    given: CanvasMasks | None = None,
 ) -> SegmenterInput:
     """The arrays of one RGB image, each with a leading batch axis of one.
 
@@ -82,8 +88,9 @@ def canvas_masks(
     size: tuple[int, ...],
     config: SegmenterConfig,
     num_slots: int,
-) -> tuple[Bool[NpArray, "1 k g g"], Bool[NpArray, "1 k"]]:
-    """Masks of an image on the canvas, and which slots hold one.
+    quality: NpArray | None = None,
+) -> CanvasMasks:
+    """Masks of an image on the canvas, which slots hold one, and their quality.
 
     A pixel of the canvas is in a mask if at least half of it is.
 
@@ -92,9 +99,12 @@ def canvas_masks(
         size: (height, width) of the image.
         config: of a SAM-MI.
         num_slots: how many masks the arrays hold.
+        quality: the IoU with a true region that is expected of each mask, in [0, 1]; None: not
+            known, which counts as ordinary.
 
     Raises:
-        SammiError: masks of another size than the image, more than ``num_slots``, or a CAT-Seg.
+        SammiError: masks of another size than the image, more than ``num_slots``, qualities that do
+            not belong to them, or a CAT-Seg.
     """
     if config.masks is None:
         raise SammiError("masks: this model is a CAT-Seg, which takes none; give a SAM-MI")
@@ -105,12 +115,20 @@ def canvas_masks(
         )
     if len(masks) > num_slots:
         raise SammiError(f"{len(masks)} masks, but there is room for {num_slots}")
-    side = 4 * view_layout(config).canvas
+    side = MASK_SCALE * view_layout(config).canvas
     out = np.zeros((1, num_slots, side, side), bool)
     for slot, mask in zip(out[0], masks, strict=False):
         shares = Image.fromarray(mask.astype(np.uint8) * 255)
         slot[:] = np.asarray(shares.resize((side, side), Image.Resampling.BOX)) >= 128
-    return out, np.any(out, axis=(-2, -1), keepdims=False)
+    expected = np.full((1, num_slots), ORDINARY, np.float32)
+    if quality is not None:
+        if quality.shape != (len(masks),) or not ((quality >= 0) & (quality <= 1)).all():
+            raise SammiError(
+                f"mask quality {quality.shape}: give one number in 0..1 for each of the "
+                f"{len(masks)} masks"
+            )
+        expected[0, : len(masks)] = quality
+    return out, np.any(out, axis=(-2, -1), keepdims=False), expected
 
 
 def sam_input(image: NpArray, side: int) -> tuple[NpArray, NpArray]:

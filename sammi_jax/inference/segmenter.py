@@ -80,10 +80,8 @@ class _TextPrompted:
         """Class maps of every view, from the parameters `state`: a pure function for `jax.jit`."""
         raise NotImplementedError
 
-    def blend(
-        self, maps: Float[Array, "b v t h w"], layout: ViewLayout
-    ) -> Float[Array, "b t h2 w2"]:
-        """Scores on the canvas from the maps of `views`."""
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
+        """Scores on the canvas from those of `views`."""
         raise NotImplementedError
 
     def _predict_batch(
@@ -91,7 +89,7 @@ class _TextPrompted:
     ) -> Prediction:
         layout = view_layout(self.config)
         scores = self.views(state, inputs, text, layout)
-        return Prediction(self.blend(scores.maps, layout), scores.proposals)
+        return Prediction(self.blend(scores, layout), scores.proposals)
 
     @property
     def state(self) -> nnx.State:
@@ -120,6 +118,7 @@ class _TextPrompted:
         config: SegmenterConfig | None = None,
         masks: NpArray | None = None,
         num_slots: int = MASK_BUCKET,
+        mask_quality: NpArray | None = None,
     ) -> SegmenterInput:
         """One RGB image as this model wants it (host arrays, batch of one).
 
@@ -128,13 +127,14 @@ class _TextPrompted:
             config: with another canvas than the model's own; None: the model's.
             masks: regions of the image, bool ``[n, H, W]``, in the place of SAM's masks.
             num_slots: how many masks the arrays hold, where masks are given.
+            mask_quality: as for `Segmenter.segment`.
 
         Raises:
             SammiError: masks that do not fit the image, the model or the slots.
         """
         config, given = config or self.config, None
         if masks is not None:
-            given = canvas_masks(masks, image.shape[:2], config, num_slots)
+            given = canvas_masks(masks, image.shape[:2], config, num_slots, mask_quality)
         if self.config.sliding is not None:
             image = resize_short_side(image)
         return segmenter_input(image, config, given)
@@ -178,19 +178,20 @@ class Segmenter(_TextPrompted):
         text: ClassTexts,
         layout: ViewLayout,
     ) -> ViewScores:
-        """Logits of every view, and the masks."""
+        """Logits of every view, the masks and what they say of the classes."""
         output = forward_input(self._merge(state), inputs, text, layout)
-        return ViewScores(output.logits, output.proposals)
+        return ViewScores(output.logits, output.proposals, output.regions)
 
-    def blend(self, maps: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t o o"]:
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t o o"]:
         """Class probabilities on the canvas."""
-        return blend_logits(maps, self.config, layout)
+        return blend_logits(scores, self.config, layout)
 
     def segment(
         self,
         image: str | Path | Image.Image | NpArray,
         class_names: Sequence[str],
         masks: NpArray | None = None,
+        mask_quality: Sequence[float] | NpArray | None = None,
     ) -> Segmentation:
         """Segment one image into the named classes.
 
@@ -199,6 +200,9 @@ class Segmenter(_TextPrompted):
             class_names: one name a class; "a, b" are synonyms, of which the first is used.
             masks: regions of the image, bool ``[n, H, W]``, from another tool or by hand, in the
                 place of SAM's masks; they may overlap and leave pixels out. None: SAM's.
+            mask_quality: for given masks: the IoU with a true region that is expected of each, in
+                [0, 1], such as another SAM's estimate; None: ordinary, 0.75. The model follows
+                good masks more closely.
 
         Raises:
             SammiError: an unreadable image, an empty or duplicated class list, no tokenizer, or
@@ -210,7 +214,8 @@ class Segmenter(_TextPrompted):
         if masks is not None:
             masks = np.asarray(masks, bool)
             num_slots = max(1, -(-len(masks) // MASK_BUCKET)) * MASK_BUCKET
-        inputs = self.prepare(pixels, masks=masks, num_slots=num_slots)
+        quality = None if mask_quality is None else np.asarray(mask_quality, np.float32)
+        inputs = self.prepare(pixels, masks=masks, num_slots=num_slots, mask_quality=quality)
         prediction = self.predict_batch(inputs, class_names)
         size = pixels.shape[:2]
         scores = np.asarray(self._resize(prediction.probabilities[0], size))
@@ -262,11 +267,9 @@ class ZeroShot(_TextPrompted):
         module = self._merge(state)
         return zero_shot_views(module, inputs, text, self.config, layout)
 
-    def blend(
-        self, maps: Float[Array, "b v t h w"], layout: ViewLayout
-    ) -> Float[Array, "b t h2 w2"]:
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
         """Cosines on the canvas."""
-        return blend_cosines(maps, self.config, layout)
+        return blend_cosines(scores, layout)
 
 
 def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:

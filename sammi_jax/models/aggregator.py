@@ -216,8 +216,6 @@ class Aggregator(nnx.Module):
             size = (logits.shape[2], logits.shape[3])
             raw = resize(raw, size, "bilinear", align_corners=False)[..., 0]
             logits = logits + self.skip_scale[...] * raw + self.skip_bias[...]
-        if injection is not None:
-            logits = injection.smooth(logits)
         return jnp.where(mask[:, :, None, None], logits, ABSENT_LOGIT)
 
 

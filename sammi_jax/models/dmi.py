@@ -7,8 +7,8 @@ are [ours].
 Each mask is a region with a pooled feature (intra-mask context) that attends to the other regions
 (inter-mask context) and is compared with the texts. What the regions say of the classes is spread
 over their pixels and enters CAT-Seg's head at every resolution: beside the cost map's embedding,
-behind both blocks of the decoder, and as a pull of each class's logits toward their mean in every
-mask. No class is chosen anywhere.
+behind both blocks of the decoder, and, at the masks' own resolution, as a pull of each class's
+logits toward their mean in every mask (`models.smoothing`). No class is chosen anywhere.
 
 Every injection ends in one layer or scalar that starts at zero, has no bias and stands beside
 evidence that does not: an untrained DMI changes nothing and learns from its first step. It is also
@@ -24,13 +24,13 @@ from flax import nnx
 
 from sammi_jax.config.model import AggregatorConfig, DmiConfig
 from sammi_jax.layers import ACTIVATIONS, Conv, MultiHeadAttention
+from sammi_jax.models.smoothing import Smoothing
 from sammi_jax.ops.cosine import cosine_map
 from sammi_jax.ops.masks import Masks, average_pool, boundary, box_mean, mask_pool, mask_spread
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
 LOW_PASS_SIZE = 5  # side of the box filter where no mask covers, in pixels
-SMOOTHING_SCALE = 10.0  # c: the strength of the smoothing learns as fast as the logits are large
 SCALES = (1, 2, 4)  # pixels a cell along a side where evidence enters: embedding, decoder blocks
 KERNEL_SIZES = (7, 3, 3)  # of the convolutions there, as those that they stand beside
 
@@ -163,7 +163,7 @@ class Dmi(nnx.Module):
             for width, size, on in zip(widths, KERNEL_SIZES, used, strict=True)
         )
         if config.smoothing:
-            self.smoothing = nnx.Param(jnp.zeros((), jnp.float32))
+            self.smoothing = Smoothing()
 
     @jax.named_scope("dmi")
     def __call__(
@@ -171,7 +171,7 @@ class Dmi(nnx.Module):
         low: Float[Array, "b h w d"],
         high: tuple[Float[Array, "b h2 w2 c1"], Float[Array, "b h4 w4 c2"]],
         text_features: Float[Array, "t p d"],
-        masks: Bool[Array, "b n h4 w4"],
+        masks: Bool[Array, "b n h8 w8"],
         valid: Bool[Array, "b n"],
     ) -> tuple["Injection", Array, tuple[Array, Array]]:
         """What enters the aggregator, F_l' and (F_h1', F_h2').
@@ -180,11 +180,12 @@ class Dmi(nnx.Module):
             low: F_l.
             high: F_h1 and F_h2.
             text_features: F_t.
-            masks: at the resolution of F_h2.
+            masks: at a multiple of the resolution of F_h2.
             valid: which slots hold a mask.
         """
         masks = masks & valid[:, :, None, None]
-        coarse, half, fine = (average_pool(masks, SCALES[-1] // scale) for scale in SCALES)
+        sides = (low.shape[1], high[0].shape[1], high[1].shape[1])
+        coarse, half, fine = (average_pool(masks, masks.shape[2] // side) for side in sides)
         scores = None
         if self.config.low or self.config.decoder:
             regions = mask_pool(coarse, low).astype(low.dtype)
@@ -194,7 +195,7 @@ class Dmi(nnx.Module):
                 low = self.low_injection(low, regions, coarse, valid)
         if self.config.high:
             first, second = self.high_injections
-            high = (first(high[0], half >= 0.5, valid), second(high[1], masks, valid))
+            high = (first(high[0], half >= 0.5, valid), second(high[1], fine >= 0.5, valid))
         return Injection(self, scores, (coarse, half, fine)), low, high
 
 
@@ -241,18 +242,6 @@ class Injection:
         )
         evidence = _coverage(weights)[:, None, :, :, None] * (spread - cost)
         return x + conv(evidence.astype(x.dtype))
-
-    @jax.named_scope("dmi")
-    def smooth(self, logits: Float[Array, "b t h w"]) -> Float[Array, "b t h w"]:
-        """``y + c theta g_4 (spread_4(mask_pool(y)) - y)``: toward each mask's mean logits."""
-        if not self.dmi.config.smoothing:
-            return logits
-        weights = self.weights[-1]
-        maps = rearrange(logits, "b t h w -> b h w t").astype(jnp.float32)
-        means = mask_spread(weights, mask_pool(weights, maps))
-        strength = SMOOTHING_SCALE * self.dmi.smoothing[...] * _coverage(weights)[..., None]
-        change = rearrange(strength * (means - maps), "b h w t -> b t h w")
-        return logits + change.astype(logits.dtype)
 
 
 def _coverage(weights: Float[Array, "b n h w"]) -> Float[Array, "b h w"]:

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from sammi_jax.config.model import MaskConfig, MaskFilterConfig
 from sammi_jax.models.sam.sam import Sam
-from sammi_jax.models.smagg import aggregate_masks
+from sammi_jax.models.smagg import group_masks, unite_masks
 from sammi_jax.models.tspp import PointPrompts, grid_points, sample_points
 from sammi_jax.ops.masks import mask_area, sample_region, stability_score
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Leaf
+
+MASK_SCALE = 8  # pixels of the masks a cell of the cost map: about the resolution of SAM's masks
 
 # Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
 Perturb = Callable[[Array, Array], tuple[Array, Array]]
@@ -28,15 +30,19 @@ class MaskProposals:
 
     points: Leaf  # [b, k, 2] (x, y) as fractions of the image
     point_valid: Leaf  # [b, k] bool
-    masks: Leaf  # [b, n, H, W] bool on the canvas, 4 pixels a cell
+    masks: Leaf  # [b, n, H, W] bool on the canvas, `MASK_SCALE` pixels a cell
     valid: Leaf  # [b, n] bool
+    quality: Leaf  # [b, n] float32: the IoU that SAM (or the giver) expects of the mask
 
 
-def given_proposals(masks: Bool[Array, "b n h w"], valid: Bool[Array, "b n"]) -> MaskProposals:
+def given_proposals(
+    masks: Bool[Array, "b n h w"], valid: Bool[Array, "b n"], quality: Float[Array, "b n"]
+) -> MaskProposals:
     """Masks that come from elsewhere: there are no points behind them."""
     batch = masks.shape[0]
     masks = masks & valid[..., None, None]
-    return MaskProposals(jnp.zeros((batch, 0, 2)), jnp.zeros((batch, 0), bool), masks, valid)
+    points, point_valid = jnp.zeros((batch, 0, 2)), jnp.zeros((batch, 0), bool)
+    return MaskProposals(points, point_valid, masks, valid, quality)
 
 
 @jax.tree_util.register_dataclass
@@ -72,41 +78,54 @@ def propose_masks(
         config: of points, filter and aggregation.
         sam_input: the images for SAM, encoded or not.
         distribution: class probabilities of every cell of the canvas.
-        shallow: CLIP's shallow features F_h2 on the canvas; the masks get their resolution.
+        shallow: CLIP's shallow features F_h2 on the canvas.
         perturb: applied to SAM's masks; None: they stay as they are.
     """
-    prompts = _choose_points(config, distribution)
+    prompts = choose_points(config, distribution)
     points = prompts.cells / distribution.shape[1]
-    size = (shallow.shape[1], shallow.shape[2])
-    masks, valid = _segment_anything(sam, config.filter, points, prompts, sam_input, size)
+    side = MASK_SCALE * distribution.shape[1]
+    masks, valid, quality = segment_points(
+        sam, config.filter, points, prompts.valid, sam_input, (side, side)
+    )
     if perturb is not None:
         masks, valid = perturb(masks, valid)
     if config.smagg is not None:
-        masks, valid = aggregate_masks(
-            masks, valid, shallow, resize(distribution, size), config.smagg
-        )
-    return jax.lax.stop_gradient(MaskProposals(points, prompts.valid, masks, valid))
+        distribution = resize(distribution, (shallow.shape[1], shallow.shape[2]))
+        member = group_masks(masks, valid, shallow, distribution, config.smagg)
+        masks, valid, quality = unite_masks(member, masks, quality)
+    return jax.lax.stop_gradient(MaskProposals(points, prompts.valid, masks, valid, quality))
 
 
-def _choose_points(config: MaskConfig, distribution: Float[Array, "b g g t"]) -> PointPrompts:
+def choose_points(config: MaskConfig, distribution: Float[Array, "b g g t"]) -> PointPrompts:
     """TSPP's points, or where there is no TSPP a grid (section 2)."""
     if config.tspp is None:
         return grid_points(config.grid_points, distribution.shape[1], batch=distribution.shape[0])
     tspp = config.tspp
-    return sample_points(distribution, tspp.num_points, tspp.min_score, tspp.sigma)
+    return sample_points(
+        distribution, tspp.num_points, tspp.min_score, tspp.sigma, interior=tspp.interior
+    )
 
 
-def _segment_anything(
+def segment_points(
     sam: Sam,
     config: MaskFilterConfig,
     points: Float[Array, "b k 2"],
-    prompts: PointPrompts,
+    point_valid: Bool[Array, "b k"],
     sam_input: SamInput | SamEmbeddings,
     size: tuple[int, int],
-) -> tuple[Bool[Array, "b k h w"], Bool[Array, "b k"]]:
-    """SAM's best mask for each point, at ``size``, and whether the filter lets it pass (3)."""
+) -> tuple[Bool[Array, "b k h w"], Bool[Array, "b k"], Float[Array, "b k"]]:
+    """SAM's best mask for each point, whether the filter lets it pass, and the IoU expected (3).
+
+    Args:
+        sam: the frozen SAM.
+        config: of the filter.
+        points: (x, y) as fractions of the image.
+        point_valid: which slots hold a point.
+        sam_input: the images for SAM, encoded or not.
+        size: (height, width) of the masks, whose frame is the image.
+    """
     scale = sam_input.sizes[:, None, ::-1]  # (height, width) -> (x, y)
-    labels = jnp.where(prompts.valid, 1, -1)
+    labels = jnp.where(point_valid, 1, -1)
     if isinstance(sam_input, SamInput):
         embeddings = sam.encode_image(sam_input.images)
     else:
@@ -121,10 +140,10 @@ def _segment_anything(
     on_canvas = sample_region(logits, boxes, size) > 0.0
     stability, area = stability_score(logits, config.stability_offset), mask_area(on_canvas)
     valid = (
-        prompts.valid
+        point_valid
         & (iou >= config.min_iou)
         & (stability >= config.min_stability)
         & (area >= config.min_area)
         & (area <= config.max_area)
     )
-    return on_canvas & valid[..., None, None], valid
+    return on_canvas & valid[..., None, None], valid, iou

@@ -3,7 +3,8 @@
 The paper's figure from left to right: CLIP's dense features and text embeddings give a cost map;
 TSPP (Text-guided Sparse Point Prompter) picks points; a frozen SAM turns them into masks; SMAgg
 (Shallow Mask Aggregation) merges them; DMI (Decoupled Mask Injection) puts their context into the
-features and the cost map; CAT-Seg's aggregation decodes it. Section numbers below are
+features and the cost map; CAT-Seg's aggregation decodes it, and the answer is smoothed within the
+masks. Section numbers below are
 docs/method.md's. An image enters as one or more square *views* of one canvas (`ops.views`); masks
 are made once for the canvas and cut into the views.
 """
@@ -31,6 +32,7 @@ from sammi_jax.models.proposals import (
     propose_masks,
 )
 from sammi_jax.models.sam.sam import Sam
+from sammi_jax.models.smoothing import RegionLogits, canvas_logits
 from sammi_jax.models.tspp import Tspp, class_distribution
 from sammi_jax.ops.views import ViewLayout, cut_masks, stitch
 from sammi_jax.typing import Array, Float, Int, Leaf
@@ -42,11 +44,12 @@ CLIP_SCALE = 100.0  # inverse temperature of CLIP's own class distribution
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class SegmenterOutput:
-    """What one forward pass gives; the last two are None for CAT-Seg."""
+    """What one forward pass gives; all but the logits are None for CAT-Seg."""
 
     logits: Leaf  # [b, v, t, 4h, 4w]
     tspp_logits: Leaf | None  # [b, v, h, w, t]; None without TSPP
     proposals: MaskProposals | None
+    regions: RegionLogits | None  # for `models.smoothing`; None where it is off
 
 
 @jax.tree_util.register_dataclass
@@ -134,7 +137,7 @@ class Sammi(nnx.Module):
             if proposals is not None:
                 raise SammiError("this model is a CAT-Seg, which takes no masks")
             logits = self._decode(features, None, text, layout, pooling_size, remat)
-            return SegmenterOutput(logits, None, None)
+            return SegmenterOutput(logits, None, None, None)
         evidence, tspp_logits = self._class_evidence(features, text)
         if proposals is None:
             if sam_input is None:
@@ -148,7 +151,10 @@ class Sammi(nnx.Module):
                 perturb=perturb,
             )
         logits = self._decode(features, proposals, text, layout, pooling_size, remat)
-        return SegmenterOutput(logits, tspp_logits, proposals)
+        regions = None
+        if self.dmi.config.smoothing:
+            regions = self.dmi.smoothing(_on_canvas(logits, layout), proposals)
+        return SegmenterOutput(logits, tspp_logits, proposals, regions)
 
     def _class_evidence(
         self, features: ImageFeatures, text: ClassTexts
@@ -186,3 +192,11 @@ class Sammi(nnx.Module):
             return decode(jax.tree.map(lambda x: x[0], by_view))[:, None]
         # one after the other: the class maps of one view already fill the memory
         return jnp.moveaxis(jax.lax.map(decode, by_view), 0, 1)
+
+
+def _on_canvas(logits: Float[Array, "b v t h w"], layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
+    """The views' logits as one canvas; of several views the probabilities are averaged."""
+    if layout.num_views == 1:
+        return logits[:, 0]
+    maps = rearrange(jax.nn.sigmoid(logits), "b v t h w -> b v h w t")
+    return rearrange(canvas_logits(stitch(maps, layout)), "b h w t -> b t h w")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sammi_jax.config.model import SmaggConfig
 from sammi_jax.ops.cosine import l2_normalize
-from sammi_jax.ops.masks import containment, dilate, intersections, mask_pool
+from sammi_jax.ops.masks import average_pool, containment, dilate, intersections, mask_pool
 from sammi_jax.typing import Array, Bool, Float, Int
 
 
@@ -74,17 +74,44 @@ def connected_components(adjacency: Bool[Array, "b n n"]) -> Int[Array, "b n"]:
 
 
 @jax.named_scope("smagg")
+def group_masks(
+    masks: Bool[Array, "b n h w"],
+    valid: Bool[Array, "b n"],
+    features: Float[Array, "b h2 w2 c"],
+    distributions: Float[Array, "b h2 w2 t"],
+    config: SmaggConfig,
+) -> Bool[Array, "b n n"]:
+    """Which masks ``j`` are united in slot ``i``: a component lies at its smallest index."""
+    factor = masks.shape[2] // features.shape[1]
+    coarse = masks if factor == 1 else average_pool(masks, factor) >= 0.5
+    labels = connected_components(mask_graph(coarse, valid, features, distributions, config))
+    slots = jnp.arange(masks.shape[1])[None, :, None]
+    return (labels[:, None, :] == slots) & valid[:, None, :]
+
+
+@jax.named_scope("smagg")
+def unite_masks(
+    member: Bool[Array, "b n n"], masks: Bool[Array, "b n h w"], quality: Float[Array, "b n"]
+) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"], Float[Array, "b n"]]:
+    """The union of each slot's members, its validity, and the mean of the members' quality."""
+    weights = member.astype(jnp.float32)
+    covered = jnp.einsum("bij,bjhw->bihw", weights, masks.astype(jnp.float32))
+    mean = jnp.einsum("bij,bj->bi", weights, quality) / jnp.maximum(weights.sum(axis=-1), 1.0)
+    return covered > 0, member.any(axis=-1), mean
+
+
 def aggregate_masks(
     masks: Bool[Array, "b n h w"],
     valid: Bool[Array, "b n"],
-    features: Float[Array, "b h w c"],
-    distributions: Float[Array, "b h w t"],
+    features: Float[Array, "b h2 w2 c"],
+    distributions: Float[Array, "b h2 w2 t"],
     config: SmaggConfig,
 ) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"]]:
     """Merge the masks that belong together: the union of each component of `mask_graph`.
 
     Args:
-        masks: one frame for masks, features and distributions.
+        masks: at the resolution of the features or a multiple of it; the graph is made at the
+            features'.
         valid: which slots hold a mask.
         features: shallow features, F_h2.
         distributions: class probabilities.
@@ -94,8 +121,6 @@ def aggregate_masks(
         As many slots as before and their validity. A component's union lies at its smallest
         index; every other slot is empty and invalid.
     """
-    labels = connected_components(mask_graph(masks, valid, features, distributions, config))
-    slots = jnp.arange(masks.shape[1])[None, :, None]
-    member = (labels[:, None, :] == slots) & valid[:, None, :]  # [b, component, mask]
-    covered = jnp.einsum("bij,bjhw->bihw", member.astype(jnp.float32), masks.astype(jnp.float32))
-    return covered > 0, member.any(axis=-1)
+    member = group_masks(masks, valid, features, distributions, config)
+    united, is_used, _ = unite_masks(member, masks, jnp.ones(valid.shape))
+    return united, is_used

@@ -94,6 +94,7 @@ def sample_points(
     num_points: int,
     min_score: float | Float[Array, ""],
     sigma: float | Float[Array, ""],
+    interior: bool = True,
 ) -> PointPrompts:
     """Choose points one after the other, each with the best score that is left. No gradient.
 
@@ -106,6 +107,8 @@ def sample_points(
         num_points: slots K, static.
         min_score: a point with a lower score is not valid; nor are those after it.
         sigma: radius of the suppression in cells.
+        interior: whether the neighborhood counts, static; without it a cell's score is its largest
+            class probability.
     """
     _, height, width, _ = distribution.shape
     distribution = jax.lax.stop_gradient(distribution).astype(jnp.float32)
@@ -123,7 +126,8 @@ def sample_points(
         taken = jnp.arange(height * width)[None] == best[:, None]
         return jnp.where(taken, 0.0, score), (best, value)
 
-    score = rearrange(_interior_score(distribution), "b h w -> b (h w)")
+    score = _interior_score(distribution) if interior else distribution.max(axis=-1)
+    score = rearrange(score, "b h w -> b (h w)")
     _, (best, value) = jax.lax.scan(choose, score, None, length=num_points)
     best, value = best.T, value.T
     return PointPrompts(cells=centers[best], valid=value >= min_score, scores=value)

@@ -28,15 +28,21 @@ from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.errors import SammiError, listed
 from sammi_jax.files import atomic_folder, check_destination, read_json, write_json
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
+from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.kinds import CONFIGS, KINDS, Kind, ModelConfig, buffer_paths, expected_params
 
 FORMAT = 1
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
-DTYPES: dict[str, Any] = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES: dict[str, Any] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 _STORED = {  # safetensors' names
     "F32": "float32",
     "BF16": "bfloat16",
+    "F16": "float16",
     "I32": "int32",
     "I64": "int64",
     "U8": "uint8",
@@ -80,7 +86,7 @@ class ModelFolder:
 
     kind: Kind
     config: Any  # of the class that belongs to the kind
-    params: dict[str, np.ndarray]  # float32, also where the file has bfloat16
+    params: dict[str, np.ndarray]  # float32, also where the file has 16 bits
     tokenizer_path: Path | None
     meta: dict[str, Any]
 
@@ -88,7 +94,7 @@ class ModelFolder:
 def is_model_folder(path: str | Path) -> bool:
     """Whether ``path`` has a model folder's config.json; nothing else is checked."""
     try:
-        meta = read_json(Path(path) / CONFIG_FILE)
+        meta = read_json(find_model(path) / CONFIG_FILE)
     except SammiError:
         return False
     return "kind" in meta and "converter" in meta
@@ -116,12 +122,12 @@ def write_model(
         source: where the weights come from (`weights.provenance`).
         licence: of the weights.
         tokenizer: written into the folder too.
-        dtype: "float32" or "bfloat16", for the floating parameters; buffers stay float32.
+        dtype: one of `DTYPES`, for the floating parameters; buffers stay float32.
         initialized: parts that were in no checkpoint and start fresh.
 
     Raises:
-        SammiError: the folder exists and is not empty, ``dtype`` is unknown, or parameters are
-            missing, unknown or of another shape.
+        SammiError: the folder exists and is not empty, ``dtype`` is unknown or too small for a
+            parameter, or parameters are missing, unknown or of another shape.
     """
     folder = check_destination(folder)
     if dtype not in DTYPES:
@@ -141,7 +147,7 @@ def write_model(
         write_json(temporary / CONFIG_FILE, meta)
         exact = buffer_paths(config)  # SAM's Fourier matrix: rounding it would move every point
         stored = {
-            path: _to_store(value, np.dtype(np.float32) if path in exact else DTYPES[dtype])
+            path: to_store(value, np.dtype(np.float32) if path in exact else DTYPES[dtype], path)
             for path, value in params.items()
         }
         save_file(stored, temporary / WEIGHTS_FILE)
@@ -171,7 +177,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
         SammiError: not a model folder, of another kind, with a configuration of which no model can
             be made, or with weights that are cut short or do not fit the configuration.
     """
-    folder = Path(folder).expanduser()
+    folder = find_model(folder)
     meta = read_meta(folder)
     kind = meta.get("kind")
     if kind not in KINDS:
@@ -197,7 +203,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
 
 def weights_digest(folder: str | Path) -> str:
     """SHA-256 of the weights file of a model folder, to tell whether two models are the same."""
-    with (Path(folder).expanduser() / WEIGHTS_FILE).open("rb") as file:
+    with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -207,7 +213,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     Raises:
         SammiError: not a model folder, or one of another format.
     """
-    folder = Path(folder).expanduser()
+    folder = find_model(folder)
     if not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
         raise SammiError(f"{folder}: {what}; a model folder is made by 'sammi convert'")
@@ -270,16 +276,26 @@ def _fits(stored: str, wanted: str) -> bool:
     return stored in DTYPES if wanted == "float32" else stored == wanted
 
 
-def _to_store(value: Any, dtype: np.dtype) -> np.ndarray:
-    """In C order: of any other memory order safetensors would write the bytes as they are."""
+def to_store(value: Any, dtype: np.dtype, path: str) -> np.ndarray:
+    """A floating tensor in that dtype, others as they are, as safetensors wants to have them.
+
+    In C order: of any other memory order safetensors would write the bytes as they are.
+
+    Raises:
+        SammiError: a number is too large for the dtype.
+    """
     value = np.asarray(value)
-    return np.ascontiguousarray(value, dtype if value.dtype == np.float32 else value.dtype).reshape(
-        value.shape
-    )
+    if value.dtype != np.float32:
+        dtype = value.dtype
+    with np.errstate(over="ignore"):  # an error of ours follows
+        stored = np.ascontiguousarray(value, dtype).reshape(value.shape)
+    if dtype == np.float16 and np.isinf(stored).sum() > np.isinf(value).sum():
+        raise SammiError(f"{path}: holds numbers too large for float16; use float32 or bfloat16")
+    return stored
 
 
 def _widen(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype == ml_dtypes.bfloat16 else value
+    return value.astype(np.float32) if value.dtype.name in DTYPES else value
 
 
 def load_tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:

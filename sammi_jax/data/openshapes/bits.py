@@ -11,7 +11,16 @@ from sammi_jax.errors import SammiError
 from sammi_jax.typing import NpArray, UInt8
 
 # The third counter word: scenes, single-object images, banks and points never share words.
-STREAMS = {"train": 0, "val_seen": 1, "val_unseen": 2, "captions": 3, "banks": 4, "points": 5}
+STREAMS = {
+    "train": 0,
+    "val_seen": 1,
+    "val_unseen": 2,
+    "captions": 3,
+    "banks": 4,
+    "points": 5,
+    "test_seen": 6,
+    "test_unseen": 7,
+}
 _WORD = 1 << 64
 
 

@@ -12,7 +12,7 @@ from sammi_jax.data.openshapes.vocabulary import (
 )
 from sammi_jax.errors import SammiError
 
-SPLITS = ("train", "val_seen", "val_unseen")
+SPLITS = ("train", "val_seen", "val_unseen", "test_seen", "test_unseen")
 SCENE_SIZE = 96
 MAX_OBJECTS = 6
 
@@ -34,9 +34,9 @@ _PALETTE = (
 def scene(split: str, index: int, *, seed: int = 0, size: int = SCENE_SIZE) -> Scene:
     """The scene of that index: the same pixels on every machine and in any order.
 
-    ``train`` and ``val_seen`` show seen classes only. In ``val_unseen`` an object is of an unseen
-    class with probability 0.5 and a stuff region with 0.3. Another ``size`` (pixels a side) is
-    another canvas: objects keep their size in pixels.
+    ``train``, ``val_seen`` and ``test_seen`` show seen classes only. In ``val_unseen`` and
+    ``test_unseen`` an object is of an unseen class with probability 0.5 and a stuff region with
+    0.3. Another ``size`` (pixels a side) is another canvas: objects keep their size in pixels.
 
     Raises:
         SammiError: an unknown split, a size outside 1..240, or a seed or index that is no natural
@@ -47,7 +47,7 @@ def scene(split: str, index: int, *, seed: int = 0, size: int = SCENE_SIZE) -> S
     if not 1 <= size <= STUFF_SIDE:
         raise SammiError(f"openshapes: size {size} is not in 1 .. {STUFF_SIDE}")
     words = raw_words(seed, split, index, LAYOUT_WORDS + (size * size * 3 + 7) // 8)
-    ground, things = _layout(words[:LAYOUT_WORDS].tolist(), split == "val_unseen", size)
+    ground, things = _layout(words[:LAYOUT_WORDS].tolist(), split.endswith("_unseen"), size)
     return render(ground, things, words[:4].tolist(), words[LAYOUT_WORDS:], size)
 
 

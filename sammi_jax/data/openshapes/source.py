@@ -12,7 +12,13 @@ from sammi_jax.data.openshapes.vocabulary import View, get_view
 from sammi_jax.errors import SammiError
 from sammi_jax.typing import Bool, NpArray
 
-NUM_EXAMPLES = {"train": 100_000, "val_seen": 400, "val_unseen": 400}
+NUM_EXAMPLES = {
+    "train": 100_000,
+    "val_seen": 400,  # for choices
+    "val_unseen": 400,
+    "test_seen": 400,  # for reports
+    "test_unseen": 400,
+}
 
 
 class OpenShapes:

@@ -84,7 +84,7 @@ class PromptTask(StreamTask[Sam]):
     def loss(
         self, model: Sam, batch: Batch, key: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Focal, dice and IoU regression, mean over points and the three outputs."""
+        """Focal, dice and IoU regression: mean over points, weighted mean of the outputs."""
         del key
         examples, task = batch.examples, self._task
         images = preprocess(examples["images"].astype(jnp.float32), task.model.image_size)
@@ -93,9 +93,10 @@ class PromptTask(StreamTask[Sam]):
         logits, estimate = model.decode(model.encode_image(images), points, labels)
         target = examples["targets"]
         iou = jax.lax.stop_gradient(mask_iou(logits, target))
-        focal = focal_loss(logits, target).mean()
-        dice = dice_loss(logits, target).mean()
-        regression = jnp.square(estimate - iou).mean()
+        shares = jnp.asarray(task.output_weights) / sum(task.output_weights)
+        focal = (focal_loss(logits, target) @ shares).mean()
+        dice = (dice_loss(logits, target) @ shares).mean()
+        regression = (jnp.square(estimate - iou) @ shares).mean()
         loss = task.focal_weight * focal + dice + regression
         whole, part, subpart = iou.mean(axis=(0, 1))
         metrics = {"focal": focal, "dice": dice, "iou_error": regression}

@@ -22,6 +22,7 @@ from sammi_jax.data.input.pipeline import batch_stream
 from sammi_jax.errors import SammiError
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.sammi import Sammi
+from sammi_jax.models.smoothing import smooth_logits
 from sammi_jax.models.tspp import tspp_loss
 from sammi_jax.ops.class_sampling import relabel, sample_classes
 from sammi_jax.ops.color import jitter_colors
@@ -107,8 +108,11 @@ class SegmentRules(Rules[Sammi]):
             perturb=perturb,
             sam_embeddings=examples.get(EMBEDDINGS),
         )
+        logits = output.logits[:, 0]
+        if output.regions is not None:
+            logits = smooth_logits(logits, output.regions)
         loss = segmentation_loss(
-            output.logits[:, 0],
+            logits,
             labels,
             class_mask,
             self._ignore_label,
