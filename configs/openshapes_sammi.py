@@ -15,6 +15,7 @@ from sammi_jax.config import (
     MaskFilterConfig,
     OptimConfig,
     SegmentConfig,
+    SmaggConfig,
     TrainConfig,
     TsppConfig,
 )
@@ -24,8 +25,9 @@ from sammi_jax.config import (
 # suppression reaches over half of the map, so that it is by likeness of class.
 MASKS = MaskConfig(
     sam=SAM_SIZES["openshapes"],
-    tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.1, sigma=6.0),
+    tspp=TsppConfig(num_points=24, scale=30.0, min_score=0.06, sigma=6.0),
     filter=MaskFilterConfig(min_iou=0.35, min_stability=0.0),
+    smagg=SmaggConfig(min_feature_similarity=0.97, min_class_similarity=0.97),
     dmi=DmiConfig(num_heads=4),
 )
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from stages import ROOT, Job, Stages, convert, evaluate, train
+from stages import Job, Stages, convert, evaluate, train
 
 from sammi_jax.convert.huggingface import write_checkpoint
 from sammi_jax.files import read_json, write_atomic
@@ -23,7 +23,8 @@ from sammi_jax.weights.bundled import DEFAULT, FOLDER
 _LOG_EVERY = 50  # steps between two lines of the logs that are kept
 # Scenes that no choice was made on.
 _DATASETS = ("os48/test_seen", "os48/test_unseen")
-_LONGER = ("steps=600", "checkpoint_every=100")  # of both heads
+_CATSEG = ("steps=600", "checkpoint_every=100")
+_SAMMI = ("steps=300", "checkpoint_every=100")
 
 _FRONT_MATTER = "---\nlicense: apache-2.0\n---\n"
 
@@ -62,12 +63,12 @@ def pretrain(work: Path, out: Path) -> None:
         convert("convert sam", "sam", out / "openshapes_sam", sam),
     )
     catseg = train(
-        "train catseg", "openshapes_catseg", work / "catseg", f"task.clip={clip}", *_LONGER
+        "train catseg", "openshapes_catseg", work / "catseg", f"task.clip={clip}", *_CATSEG
     )
     stages.run(catseg)
     sammi = train(
         "train sammi", "openshapes_sammi", work / "sammi", f"task.segmenter={catseg.made}",
-        f"task.sam={sam}", *_LONGER,
+        f"task.sam={sam}", *_SAMMI,
     )  # fmt: skip
     stages.run(sammi)
     stages.run(
@@ -84,7 +85,7 @@ def pretrain(work: Path, out: Path) -> None:
     }
     stages.run_queue(list(scores.values()), at_once=2)
     for name, job in {**towers, DEFAULT: sammi}.items():
-        _describe(out / name, _TITLES[name], job, scores[name])
+        _describe(out / name, job, scores[name], work)
 
 
 def _write_tower(model: Path, new: Path) -> None:
@@ -102,7 +103,7 @@ def _replace(folder: Path, make: Callable[[Path], object]) -> None:
     new.rename(folder)
 
 
-def _describe(folder: Path, title: str, job: Job, scores: Job) -> None:
+def _describe(folder: Path, job: Job, scores: Job, work: Path) -> None:
     """README.md and the log of the training."""
     run = job.made.parent
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -111,11 +112,11 @@ def _describe(folder: Path, title: str, job: Job, scores: Job) -> None:
     source = read_json(job.made / "config.json")["source"]
     weights = folder / "model.safetensors"
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    command = shlex.join(["sammi", *job.command[2:]]).replace(f"{ROOT}/", "")
+    command = shlex.join(["sammi", *job.command[2:]]).replace(str(work), "runs/pretrain")
     table = (scores.made.with_name("results.md")).read_text().partition("\n\n")[2].strip()
     write_atomic(
         folder / "README.md",
-        f"{_FRONT_MATTER}\n# {title}, trained on OpenShapes\n\n"
+        f"{_FRONT_MATTER}\n# {_TITLES[folder.name]}, trained on OpenShapes\n\n"
         f"Made by `make pretrain` with\n\n    {command}\n\n"
         f"{source['steps']} steps, seed {source['seed']}, configuration {source['config_sha256']}. "
         f"The scenes are generated (docs/openshapes.md), so the license is this project's, "

@@ -20,7 +20,7 @@ from sammi_jax.training.optim import make_schedule
 from sammi_jax.training.task import Rules
 from sammi_jax.weights.params import build
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]  # arrays by path: of jax, of numpy, or their shapes
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 Gradient = Callable[[Params, Batch, jax.Array], tuple[tuple[jax.Array, Metrics], Params]]
