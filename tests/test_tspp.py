@@ -140,7 +140,7 @@ def test_without_the_neighborhood_the_surest_cell_comes_first():
     """One sure cell among others of another class, and a calm region of less sure ones."""
     distribution = np.tile(np.array([0.3, 0.7], "f"), (1, 5, 5, 1))
     distribution[0, 2, 2] = 0.95, 0.05
-    first = lambda interior: sample_points(  # noqa: E731
+    first = lambda interior: functional.sample_points(  # noqa: E731
         jnp.asarray(distribution), 1, 0.0, 3.0, interior=interior
     ).cells[0, 0]
     np.testing.assert_array_equal(first(False), [2.5, 2.5])
