@@ -295,7 +295,7 @@ def to_store(value: Any, dtype: np.dtype, path: str) -> np.ndarray:
 
 
 def _widen(value: np.ndarray) -> np.ndarray:
-    return value.astype(np.float32) if value.dtype.name in DTYPES else value
+    return value.astype(np.float32, copy=False) if value.dtype.name in DTYPES else value
 
 
 def load_tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
