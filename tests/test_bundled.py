@@ -54,6 +54,15 @@ def test_their_license_is_known(kind, name, tmp_path):
     assert "license: apache-2.0" in (FOLDER / name / "README.md").read_text()
 
 
+def test_another_dtype_keeps_the_record_of_what_is_not_trained(tmp_path):
+    whole = convert("sammi", "openshapes_clip", tmp_path / "whole", sam="openshapes_sam")
+    half = convert("sammi", whole, tmp_path / "half", dtype="float16")
+    assert "aggregator" in describe(whole).meta["initialized"]
+    assert describe(half).meta["initialized"] == describe(whole).meta["initialized"]
+    with pytest.raises(SammiError, match="a SAM-MI has its SAM: leave sam out"):
+        convert("sammi", whole, tmp_path / "again", sam="openshapes_sam")
+
+
 def test_the_model_knows_its_scenes():
     """Most pixels of four scenes of seen and unseen classes are right."""
     model, source = sammi_jax.load(DEFAULT), OpenShapes("test_unseen", "os48")
@@ -73,6 +82,12 @@ def test_segment_without_a_model_uses_it(tmp_path, capsys):
     assert main(["segment", str(tmp_path / "scene.png"), *arguments]) == 0
     assert "using the bundled model openshapes" in capsys.readouterr().err
     assert (tmp_path / "out" / "scene_overlay.png").is_file()
+
+
+def test_a_quality_without_masks_is_an_error():
+    model = sammi_jax.load(DEFAULT)
+    with pytest.raises(SammiError, match="give masks as well"):
+        model.segment(np.zeros((96, 96, 3), np.uint8), ["red bricks"], mask_quality=[0.9])
 
 
 def test_loading_it_needs_no_torch():

@@ -112,6 +112,7 @@ def check_parity(kind, folder, theirs, rng):
         ("---\nlanguage: en\nlicense: apache-2.0\n---\n# A model\n", "Apache-2.0"),
         ("---\nlicense: openrail\n---\n", "openrail"),
         ("---\nlanguage: en\n---\nlicense: mit\n", "unknown: Apache-2.0 if from Meta"),
+        ("# A model\n---\nlicense: mit\n---\n", "unknown: Apache-2.0 if from Meta"),
         ("# A model\nlicense: mit\n", "unknown: Apache-2.0 if from Meta"),
     ],
 )
@@ -120,6 +121,12 @@ def test_a_model_card_names_the_license(card, license, tmp_path, rng):
     (checkpoint / "README.md").write_text(card)
     convert("sam", checkpoint, tmp_path / "back")
     assert read_model(tmp_path / "back").meta["licence"] == license
+
+
+def test_another_dtype_is_an_error(tmp_path, rng):
+    folder = make_folder("sam", tmp_path / "model", rng)
+    with pytest.raises(SammiError, match="'bfloat16' is none of float16, float32"):
+        write_checkpoint(folder, tmp_path / "hf", "bfloat16")
 
 
 def test_a_number_too_large_for_float16(tmp_path, rng):

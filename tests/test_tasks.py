@@ -1,5 +1,6 @@
 """The three tasks: their losses against loops, what trains, and that their batches fit."""
 
+import math
 from dataclasses import replace
 
 import jax
@@ -232,3 +233,9 @@ def test_a_model_folder_that_does_not_fit_raises_an_error(tmp_path):
         make_task(TrainConfig(task=replace(good, model=wider))).initial_params(0)
     with pytest.raises(SammiError, match="holds a clip model, not sam"):
         make_task(TrainConfig(task=replace(good, sam=good.clip))).initial_params(0)
+
+
+@pytest.mark.parametrize("weights", [(0.0, 0.0, 0.0), (2.0, -1.0, 1.0), (1.0, math.nan, 1.0)])
+def test_weights_of_sams_outputs_that_mean_nothing(weights):
+    with pytest.raises(SammiError, match="three numbers of 0 or more, not all 0"):
+        PromptConfig(output_weights=weights)

@@ -71,7 +71,11 @@ class CaptionConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class PromptConfig(TaskConfig):
-    """A SAM learns point -> whole, part, subpart: its three outputs have fixed targets here."""
+    """A SAM learns point -> whole, part, subpart: its three outputs have fixed targets here.
+
+    Raises:
+        SammiError: weights of the outputs that are negative or all zero.
+    """
 
     kind: ClassVar[str] = "prompt"
     model: SamConfig = SamConfig()
@@ -79,6 +83,13 @@ class PromptConfig(TaskConfig):
     # Of the whole, the part and the subpart in the loss, as shares of their sum.
     output_weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     focal_weight: float = 20.0  # dice and IoU have 1: SAM's own (arXiv 2304.02643, appendix A)
+
+    def __post_init__(self):
+        each = all(weight >= 0.0 for weight in self.output_weights)
+        if not (each and 0.0 < sum(self.output_weights) < math.inf):
+            raise SammiError(
+                f"output_weights={self.output_weights}: give three numbers of 0 or more, not all 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,8 @@ def convert(
         model, initialized = _put_together(source, cast(Path, sam), templates)
     else:
         model = read_source(source, (kind,), templates)
+        if is_model_folder(source):
+            initialized = read_meta(source).get("initialized", [])
     words = None if kind == "sam" else _find_tokenizer(model.config, source, clip, tokenizer)
     return write_model(
         destination,
@@ -168,9 +170,10 @@ def card_license(checkpoint: Path) -> str | None:
     card = checkpoint / "README.md"
     if not card.is_file():
         return None
-    _, start, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
-    named = re.search(r"^license: *(\S+) *$", rest.partition("\n---")[0], re.MULTILINE)
-    if not start or named is None:
+    text = card.read_text(encoding="utf-8", errors="replace")
+    front = text[4:].partition("\n---")[0] if text.startswith("---\n") else ""
+    named = re.search(r"^license: *(\S+) *$", front, re.MULTILINE)
+    if named is None:
         return None
     return _SPDX.get(named[1], named[1])
 

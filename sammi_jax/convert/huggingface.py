@@ -14,9 +14,12 @@ from sammi_jax.config.model import ClipConfig, SamConfig
 from sammi_jax.convert.clip_keys import KeyNames, clip_rules
 from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sam_keys import sam_rules
+from sammi_jax.errors import SammiError
 from sammi_jax.files import atomic_folder, check_destination, write_json
 from sammi_jax.weights.kinds import buffer_paths
 from sammi_jax.weights.model_folder import DTYPES, load_tokenizer, read_model, to_store
+
+_DTYPES = ("float16", "float32")
 
 
 def write_checkpoint(source: str | Path, destination: str | Path, dtype: str = "float16") -> Path:
@@ -31,9 +34,11 @@ def write_checkpoint(source: str | Path, destination: str | Path, dtype: str = "
         The destination's absolute path.
 
     Raises:
-        SammiError: ``source`` is no such model folder, ``destination`` is not empty, or a weight is
-            too large for float16.
+        SammiError: ``source`` is no such model folder, ``destination`` is not empty, the dtype is
+            another one, or a weight is too large for float16.
     """
+    if dtype not in _DTYPES:
+        raise SammiError(f"dtype {dtype!r} is none of {', '.join(_DTYPES)}")
     model, destination = read_model(source, ["clip", "sam"]), check_destination(destination)
     if model.kind == "clip":
         description = clip_description(model.config)

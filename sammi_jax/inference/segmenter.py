@@ -16,6 +16,7 @@ from flax import nnx
 from PIL import Image
 
 from sammi_jax.config.model import SegmenterConfig, view_layout
+from sammi_jax.errors import SammiError
 from sammi_jax.images import load_image, resize_short_side
 from sammi_jax.inference.forward import (
     Prediction,
@@ -130,9 +131,12 @@ class _TextPrompted:
             mask_quality: as for `Segmenter.segment`.
 
         Raises:
-            SammiError: masks that do not fit the image, the model or the slots.
+            SammiError: masks that do not fit the image, the model or the slots, or a quality
+                without masks.
         """
         config, given = config or self.config, None
+        if masks is None and mask_quality is not None:
+            raise SammiError("mask_quality belongs to given masks: give masks as well")
         if masks is not None:
             given = canvas_masks(masks, image.shape[:2], config, num_slots, mask_quality)
         if self.config.sliding is not None:
