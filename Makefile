@@ -5,11 +5,11 @@ RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: demo pretrain study env test slow check format help
+.PHONY: demo pretrain study study-real env test slow check format help
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
 
 $(RUN_STAMP): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
@@ -39,6 +39,9 @@ pretrain: $(RUN_STAMP)  ## train the small models that the package brings along 
 
 study: $(TEST_STAMP)  ## measure what each part of SAM-MI is worth; writes docs/study.md (hours)
 	$(BIN)/python examples/study.py --workdir runs/study
+
+study-real: $(TEST_STAMP)  ## the same tables on ADE20K-150 and PC-59, with your weights: ARGS="--help"
+	$(BIN)/python examples/study_real.py $(ARGS)
 
 check: $(TEST_STAMP)  ## lint, format and types
 	$(BIN)/ruff check .

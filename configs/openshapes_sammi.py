@@ -13,6 +13,7 @@ from sammi_jax.config import (
     DmiConfig,
     MaskConfig,
     MaskFilterConfig,
+    MaskNoiseConfig,
     OptimConfig,
     SegmentConfig,
     SmaggConfig,
@@ -32,8 +33,11 @@ MASKS = MaskConfig(
 )
 
 config = TrainConfig(
+    # With the noise, masks that are known to be poor do no harm (docs/study.md).
     task=SegmentConfig(
-        model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS), clip_lr_scale=1.0
+        model=replace(SEGMENTER_SIZES["openshapes"], masks=MASKS),
+        clip_lr_scale=1.0,
+        mask_noise=MaskNoiseConfig(drop=0.2, dilate=0.15, erode=0.15, shift=0.15),
     ),
     optim=OptimConfig(
         peak_lr=3e-4, warmup_steps=20, weight_decay=0.01, b2=0.98, clip_norm=1.0, muon_ratio=10.0

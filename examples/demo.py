@@ -70,7 +70,7 @@ def run(work: Path, seed: int) -> int:
         train("train sammi", "openshapes_sammi", work / "sammi", *start,
               f"task.sam={models['sam']}"),
         train("train catseg on", "openshapes_sammi", work / "longer", *start,
-              "task.model.masks=none"),
+              "task.model.masks=none", "task.mask_noise=none"),
     )  # fmt: skip
     stages.run_queue([*evaluations.values(), _pictures(work, models)], at_once=2)
     table = _table(evaluations, stages, time.perf_counter() - began)

@@ -1,29 +1,38 @@
-"""One trained SAM-MI on scenes of OpenShapes, with masks from many sources.
+"""One trained SAM-MI on the images of a data set, with masks from many sources.
 
-A source of masks (points of some kind and SAM, true instances, damaged ones) is measured by itself,
-against the scenes' regions, and by what the model answers when it is given these masks.
+A source of masks (points of some kind and SAM, true regions, damaged ones) is measured by itself,
+against the images' regions, and by what the model answers when it is given these masks. Regions are
+the visible instances of OpenShapes; of other data sets the connected areas of one class.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from scipy import ndimage
 
 from sammi_jax.config.model import MaskConfig, SegmenterConfig, SmaggConfig, view_layout
-from sammi_jax.data.openshapes import IGNORE_LABEL, OpenShapes
+from sammi_jax.data.catalogue import Dataset
 from sammi_jax.evaluation.metrics import (
     confusion_matrix,
     harmonic_mean,
     scores,
     subset_miou,
 )
-from sammi_jax.inference.forward import ViewScores, blend_logits, resize_scores, sam_views
+from sammi_jax.inference.forward import (
+    ViewScores,
+    blend_logits,
+    forward_input,
+    image_views,
+    resize_scores,
+    sam_views,
+)
 from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input, stack_inputs
 from sammi_jax.inference.segmenter import load
 from sammi_jax.models.proposals import (
@@ -36,8 +45,8 @@ from sammi_jax.models.proposals import (
 )
 from sammi_jax.models.smagg import group_masks, unite_masks
 from sammi_jax.models.tspp import PointPrompts, class_distribution
-from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.resize import resize
+from sammi_jax.ops.views import stitch
 from sammi_jax.typing import Array, NpArray
 from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.model_folder import read_model
@@ -46,7 +55,7 @@ from sammi_jax.weights.params import build
 _MIN_REGION = 20  # pixels of the image: smaller regions are not counted
 Vote = Callable[[NpArray, MaskProposals], NpArray]  # of model without masks, and masks, to labels
 Change = Callable[[NpArray, np.random.Generator], NpArray]
-_SLOTS = 32  # regions of a scene that the arrays have room for
+_SLOTS = 64  # regions of an image that the arrays have room for; of more, the largest count
 _PART_SLOTS = 128
 
 
@@ -64,6 +73,7 @@ class Seen:
 class Scenes:
     """A batch."""
 
+    images: NpArray  # uint8 [b, h, w, 3]
     inputs: SegmenterInput
     labels: NpArray  # uint8 [b, h, w]
     regions: list[NpArray]  # bool [n, h, w] of each scene: the visible instances
@@ -112,8 +122,15 @@ class Quality:
     def record(self, seen: tuple[int, ...], unseen: tuple[int, ...]) -> dict[str, float]:
         """Means over scenes, regions and masks, and IoU of the classes in per cent."""
         best, confusion = np.array(self.best), np.asarray(self.confusion)
-        first, second = (subset_miou(confusion, classes) for classes in (seen, unseen))
-        return {
+        all_classes = {"miou": 100 * float(scores(confusion)["miou"])}
+        if seen and unseen:
+            first, second = (subset_miou(confusion, classes) for classes in (seen, unseen))
+            all_classes |= {
+                "seen": 100 * first,
+                "unseen": 100 * second,
+                "harmonic_mean": 100 * harmonic_mean(first, second),
+            }
+        return all_classes | {
             "points": self.points / self.scenes,
             "masks": self.masks / self.scenes,
             "regions_hit": float(np.mean(self.hits)),
@@ -121,11 +138,23 @@ class Quality:
             "recall_0.7": float((best > 0.7).mean()),
             "masks_per_region": self.masks / len(best),
             "purity": float(np.mean(self.purity)) if self.purity else float("nan"),
-            "seen": 100 * first,
-            "unseen": 100 * second,
-            "harmonic_mean": 100 * harmonic_mean(first, second),
-            "miou": 100 * float(scores(confusion)["miou"]),
         }
+
+
+def largest(regions: NpArray, count: int) -> NpArray:
+    """The ``count`` largest of regions [n, h, w], in their order."""
+    chosen = np.argsort(-regions.sum(axis=(1, 2)), kind="stable")[:count]
+    return regions[np.sort(chosen)]
+
+
+def class_areas(label: NpArray, ignore_label: int) -> NpArray:
+    """The connected areas [n, h, w] of one class in a label map [h, w]."""
+    areas = []
+    for value in np.setdiff1d(label, [ignore_label]):
+        numbers, count = cast(Any, ndimage.label(label == value))
+        areas += [numbers == number for number in range(1, count + 1)]
+    areas = [area for area in areas if area.sum() >= _MIN_REGION]
+    return np.stack(areas) if areas else np.zeros((0, *label.shape), bool)
 
 
 class Lab:
@@ -133,25 +162,25 @@ class Lab:
 
     Args:
         folder: the model folder.
-        split: of OpenShapes.
-        count: how many scenes, from the first one.
-        batch_size: scenes at a time; it divides ``count``.
+        dataset: of scenes.
+        batch_size: scenes at a time; where it is above 1, all are of one size, and it divides
+            their number.
     """
 
-    def __init__(self, folder: str, split: str, count: int, batch_size: int = 20):
+    def __init__(self, folder: str, dataset: Dataset, batch_size: int = 1):
         model = read_model(folder, ["sammi"])
         self.config: SegmenterConfig = model.config
         self._layout = view_layout(self.config)
         self._graphdef, state = nnx.split(build(model_maker(self.config), model.params))
         self.state = jax.device_put(state)
-        self.source = source = OpenShapes(split, "os48")
-        self._view = source.view
-        self._text = load(folder).encode_classes(source.view.class_names)
+        self.dataset = dataset
+        self._text = load(folder).encode_classes(dataset.class_names)
         self.scenes = [
-            self._batch(source, range(start, start + batch_size))
-            for start in range(0, count, batch_size)
+            self._batch(range(start, start + batch_size))
+            for start in range(0, len(dataset.source), batch_size)
         ]
-        self._see, self._answer = jax.jit(self._see_batch), jax.jit(self._answer_batch)
+        self._see = jax.jit(self._see_batch)
+        self._answer = jax.jit(self._answer_batch, static_argnames="size")
         self.seen = [self._see(self.state, batch.inputs) for batch in self.scenes]
 
     @property
@@ -160,35 +189,57 @@ class Lab:
         assert self.config.masks is not None
         return self.config.masks
 
-    def _batch(self, source: OpenShapes, indices: range) -> Scenes:
-        examples = [source[index] for index in indices]
-        inputs = [segmenter_input(np.asarray(e["image"]), self.config) for e in examples]
-        regions = [source.regions(index, "true") for index in indices]
-        placed = [canvas_masks(r, r.shape[1:], self.config, _SLOTS) for r in regions]
+    @property
+    def has_parts(self) -> bool:
+        """Whether the data set knows parts of its regions."""
+        return hasattr(self.dataset.source, "regions")
+
+    def _regions(self, index: int, kind: str, label: NpArray) -> NpArray:
+        source: Any = self.dataset.source
+        if self.has_parts:
+            return source.regions(index, kind)
+        return class_areas(label, self.dataset.ignore_label)
+
+    def _batch(self, indices: range) -> Scenes:
+        examples = [self.dataset.source[index] for index in indices]
+        images = np.stack([np.asarray(e["image"]) for e in examples])
+        inputs = [segmenter_input(image, self.config) for image in images]
         labels = np.stack([np.asarray(e["label"]) for e in examples])
+        regions = [
+            largest(self._regions(index, "true", label), _SLOTS)
+            for index, label in zip(indices, labels, strict=True)
+        ]
+        placed = [canvas_masks(r, r.shape[1:], self.config, _SLOTS) for r in regions]
         masks, valid, _ = (np.concatenate(parts) for parts in zip(*placed, strict=True))
-        return Scenes(stack_inputs(inputs), labels, regions, masks, valid)
+        return Scenes(images, stack_inputs(inputs), labels, regions, masks, valid)
 
     def _see_batch(self, state: nnx.State, inputs: SegmenterInput) -> Seen:
         module: Any = nnx.merge(self._graphdef, state)
-        views = clip_views(inputs.canvas[:, None], self.config.clip_size)
-        features = module.encode_views(views)
-        logits = module.tspp.class_logits(features.low, self._text.features)
+        features = module.encode_views(image_views(inputs, self.config, self._layout))
+        evidence, _ = module.class_evidence(features, self._text)
+        distribution = class_distribution(evidence, self._text.mask)
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
-        embeddings = SamEmbeddings(module.sam.encode_image(sam_input.images), sam_input.sizes)
-        distribution = class_distribution(logits, self._text.mask)
-        return Seen(distribution[:, 0], features.high[1][:, 0], embeddings)
+        return Seen(
+            stitch(distribution, self._layout),
+            stitch(features.high[1], self._layout),
+            SamEmbeddings(module.sam.encode_image(sam_input.images), sam_input.sizes),
+        )
 
     def _answer_batch(
-        self, state: nnx.State, inputs: SegmenterInput, masks: MaskProposals
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        masks: MaskProposals,
+        size: tuple[int, int],
     ) -> Array:
         """Class probabilities [b, t, h, w] at the image's size."""
         module: Any = nnx.merge(self._graphdef, state)
-        views = clip_views(inputs.canvas[:, None], self.config.clip_size)
-        out = module(views, None, self._text, layout=self._layout, pooling_size=1, proposals=masks)
+        inputs = replace(
+            inputs, masks=masks.masks, mask_valid=masks.valid, mask_quality=masks.quality
+        )
+        out = forward_input(module, inputs, self._text, self._layout)
         scores = ViewScores(out.logits, out.proposals, out.regions)
-        blended = blend_logits(scores, self.config, self._layout)
-        return resize_scores(blended, self.scenes[0].labels.shape[1:])
+        return resize_scores(blend_logits(scores, self.config, self._layout), size)
 
     def sam_masks(self, seen: Seen, prompts: PointPrompts, config: MaskConfig) -> MaskProposals:
         """SAM's masks for points, filtered and, with ``config.smagg``, aggregated."""
@@ -224,25 +275,41 @@ class Lab:
         return masks
 
     def from_regions(
-        self, change: Change | None = None, quality: float = 1.0
-    ) -> Callable[[int], MaskProposals]:
-        """The true instances.
+        self, change: Change | None = None
+    ) -> Callable[[float], Callable[[int], MaskProposals]]:
+        """The true regions, by the quality that the model is told of each.
 
         Args:
-            change: damages the masks [n, h, w] of a scene; None: they stay exact.
-            quality: that the model is told of each mask.
+            change: damages the masks [n, H, W] of an image on the canvas, once, however often they
+                are asked for; None: they stay exact.
         """
 
-        def masks(number: int) -> MaskProposals:
-            scenes, placed = self.scenes[number], []
-            for row, regions in enumerate(scenes.regions):
-                rng = np.random.default_rng((number, row))
-                given = (regions if change is None else change(regions, rng))[:_SLOTS]
-                told = np.full(len(given), quality, np.float32)
-                placed.append(canvas_masks(given, given.shape[1:], self.config, _SLOTS, told))
-            return self._given(*(np.concatenate(part) for part in zip(*placed, strict=True)))
+        def damaged(number: int) -> NpArray:
+            out = np.zeros_like(self.scenes[number].canvas_regions)
+            for row, (masks, valid) in enumerate(
+                zip(
+                    self.scenes[number].canvas_regions,
+                    self.scenes[number].canvas_valid,
+                    strict=True,
+                )
+            ):
+                own = masks[valid]
+                changed = (
+                    own if change is None else change(own, np.random.default_rng((number, row)))
+                )
+                out[row, : len(changed)] = changed
+            return out
 
-        return masks
+        made = [damaged(number) for number in range(len(self.scenes))]
+
+        def with_quality(quality: float) -> Callable[[int], MaskProposals]:
+            def masks(number: int) -> MaskProposals:
+                valid = np.asarray(made[number].any(axis=(2, 3)))
+                return self._given(made[number], valid, np.full(valid.shape, quality, np.float32))
+
+            return masks
+
+        return with_quality
 
     def from_parts(self, smagg: SmaggConfig | None) -> Callable[[int], MaskProposals]:
         """The connected parts of the true instances, the largest ones: over-segmentation.
@@ -255,9 +322,8 @@ class Lab:
         def masks(number: int) -> MaskProposals:
             scenes, placed = self.scenes[number], []
             for row in range(len(scenes.regions)):
-                parts = self.source.regions(number * len(scenes.regions) + row, "parts")
-                largest = np.argsort(-parts.sum(axis=(1, 2)), kind="stable")[:_PART_SLOTS]
-                parts = parts[np.sort(largest)]
+                index = number * len(scenes.regions) + row
+                parts = largest(self._regions(index, "parts", scenes.labels[row]), _PART_SLOTS)
                 told = np.ones(len(parts), np.float32)
                 placed.append(canvas_masks(parts, parts.shape[1:], self.config, _PART_SLOTS, told))
             given = self._given(*(np.concatenate(part) for part in zip(*placed, strict=True)))
@@ -296,15 +362,15 @@ class Lab:
             masks = jax.block_until_ready(source(number))
             seconds.append((time.perf_counter() - began) / len(scenes.labels))
             given = masks if vote is None else self.shut(number)
-            probabilities = np.asarray(self._answer(self.state, scenes.inputs, given))
-            labels = probabilities.argmax(axis=1)
-            if vote is not None:
-                labels = vote(probabilities, masks)
+            size = scenes.labels.shape[1:]
+            probabilities = np.asarray(self._answer(self.state, scenes.inputs, given, size=size))
+            texts = probabilities.argmax(axis=1) if vote is None else vote(probabilities, masks)
+            labels = np.array(self.dataset.merge)[texts]
             confusion = confusion_matrix(
-                labels, scenes.labels, self._view.num_classes, IGNORE_LABEL
+                labels, scenes.labels, self.dataset.num_classes, self.dataset.ignore_label
             )
             total.add(scenes, masks, confusion)
-        record = total.record(self._view.seen, self._view.unseen)
+        record = total.record(self.dataset.seen, self.dataset.unseen)
         return record | {"seconds": float(np.median(seconds))}
 
 
@@ -312,10 +378,16 @@ def hard_vote(probabilities: NpArray, masks: MaskProposals) -> NpArray:
     """Each mask gets one class, that of its largest mean probability; small masks lie on top."""
     labels = probabilities.argmax(axis=1)
     pixels, valid = np.asarray(masks.masks), np.asarray(masks.valid)
-    factor = labels.shape[1] // pixels.shape[2]
+    # Where the pixels of the answer lie in the masks' frame.
+    rows, columns = (
+        (np.arange(length) * side) // length
+        for length, side in zip(labels.shape[1:], pixels.shape[2:], strict=True)
+    )
     for row, of_classes in enumerate(probabilities):
-        own = pixels[row][valid[row]].repeat(factor, axis=1).repeat(factor, axis=2)
-        for mask in own[np.argsort(-own.sum(axis=(1, 2)), kind="stable")]:
-            if mask.any():
-                labels[row][mask] = of_classes[:, mask].mean(axis=1).argmax()
+        own = pixels[row][valid[row]][:, rows[:, None], columns]
+        own = own[np.argsort(-own.sum(axis=(1, 2)), kind="stable")]
+        flat = own.reshape(len(own), -1).astype(np.float32)
+        classes = (flat @ of_classes.reshape(len(of_classes), -1).T).argmax(axis=1)
+        for mask, index in zip(own, classes, strict=True):
+            labels[row][mask] = index
     return labels

@@ -34,13 +34,21 @@ class Job:
 class Stages:
     """Runs jobs and keeps their seconds.
 
+    Args:
+        logs: folder for what jobs print.
+        compilation_cache: folder for compiled programs, so that runs that differ in their seed
+            alone compile once; None: none.
+
     Attributes:
         times: seconds of each job that ran, by name.
     """
 
-    def __init__(self, logs: Path):
+    def __init__(self, logs: Path, compilation_cache: Path | None = None):
         self.times: dict[str, float] = {}
         self._logs = logs
+        self._environment = dict(_ENVIRONMENT)
+        if compilation_cache is not None:
+            self._environment["JAX_COMPILATION_CACHE_DIR"] = str(compilation_cache)
 
     def run(self, *jobs: Job) -> None:
         """Run jobs at the same time, those that are done already left out.
@@ -82,26 +90,25 @@ class Stages:
         if to_file:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("w") as output:
-                code = _call(job.command, output)
+                code = self._call(job.command, output)
         else:
-            code = _call(job.command)
+            code = self._call(job.command)
         if code != 0:
             if to_file:
                 print(log.read_text(), file=sys.stderr)
             raise subprocess.CalledProcessError(code, [sys.executable, *job.command])
         self.times[job.name] = time.perf_counter() - began
 
-
-def _call(command: Sequence[str], output: IO[str] | None = None) -> int:
-    """Run it with all that it prints in a file, or on the terminal; the exit code."""
-    return subprocess.run(
-        [sys.executable, *command],
-        check=False,
-        cwd=ROOT,
-        env=_ENVIRONMENT,
-        stdout=output,
-        stderr=None if output is None else subprocess.STDOUT,
-    ).returncode
+    def _call(self, command: Sequence[str], output: IO[str] | None = None) -> int:
+        """Run it with all that it prints in a file, or on the terminal; the exit code."""
+        return subprocess.run(
+            [sys.executable, *command],
+            check=False,
+            cwd=ROOT,
+            env=self._environment,
+            stdout=output,
+            stderr=None if output is None else subprocess.STDOUT,
+        ).returncode
 
 
 def train(name: str, config: str, workdir: Path, *settings: str) -> Job:
@@ -116,11 +123,19 @@ def convert(name: str, kind: str, source: str | Path, model: Path, *options: str
 
 
 def evaluate(
-    name: str, model: str | Path, workdir: Path, datasets: Sequence[str], *settings: str
+    name: str,
+    model: str | Path,
+    workdir: Path,
+    datasets: Sequence[str],
+    *settings: str,
+    config: str = "openshapes_sammi",
+    data_dir: Path | None = None,
 ) -> Job:
     """`sammi eval`, whose numbers are then in ``workdir/results.json``."""
-    command = ("-m", "sammi_jax", "eval", "--config", "openshapes_sammi", "--model", str(model))
+    command = ("-m", "sammi_jax", "eval", "--config", config, "--model", str(model))
     command += ("--datasets", ",".join(datasets), "--workdir", str(workdir))
+    if data_dir is not None:
+        command += ("--data-dir", str(data_dir))
     return Job(name, workdir / "results.json", (*command, *_set(settings)))
 
 

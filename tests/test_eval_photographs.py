@@ -48,7 +48,7 @@ def config_file(tmp_path_factory):
     return path
 
 
-def _random(config):
+def random_params(config):
     """Weights under which places differ: a random bias would drown the picture."""
     rng = np.random.default_rng(0)
     constant = {"bias": 0.0, "scale": 1.0}
@@ -65,7 +65,7 @@ def models(tmp_path_factory, bpe_file):
     """A CLIP and a SAM-MI around one of the same sizes."""
     folder, tokenizer = tmp_path_factory.mktemp("models"), Tokenizer.from_file(bpe_file)
     for kind, config in (("clip", CONFIG.clip), ("sammi", CONFIG)):
-        params = _random(config)
+        params = random_params(config)
         write_model(
             folder / kind, kind, config, params, source={}, licence="none", tokenizer=tokenizer
         )

@@ -35,9 +35,15 @@ def valid(rng, masks):
 
 
 def noisy(masks, valid, seed=0, **rates):
+    """Masks and validity."""
+    return noisy_and_quality(masks, valid, seed, **rates)[:2]
+
+
+def noisy_and_quality(masks, valid, seed=0, **rates):
     call = partial(add_noise, radius=RADIUS, max_shift=MAX_SHIFT, **{**RATES, **rates})
-    found = jax.jit(call)(masks, valid, jax.random.key(seed))
-    return jax.tree.map(np.asarray, found)
+    quality = np.linspace(0.5, 1.0, valid.size, dtype=np.float32).reshape(valid.shape)
+    found = jax.jit(call)(masks, valid, quality, jax.random.key(seed))
+    return jax.tree.map(np.asarray, (*found, quality))
 
 
 def by_mask(operation, masks):
@@ -110,13 +116,25 @@ def test_rates_of_zero_change_nothing(masks, valid):
     np.testing.assert_array_equal(kept, valid)
 
 
+def test_the_quality_of_a_changed_mask_falls_with_its_iou(masks, valid):
+    rates = {"dilate": 0.3, "erode": 0.3, "shift": 0.2}
+    found, kept, told, quality = noisy_and_quality(masks & valid[..., None, None], valid, **rates)
+    shared = (found & masks).sum((2, 3)) / np.maximum((found | masks).sum((2, 3)), 1)
+    same = (found == masks).all((2, 3))
+    np.testing.assert_allclose(told[kept], (quality * shared)[kept], rtol=1e-6)
+    np.testing.assert_array_equal(told[kept & same], quality[kept & same])
+    assert (kept & same).any()
+    assert (told < 0.9 * quality)[kept].any()
+
+
 def test_shares_of_a_mixture():
     masks = np.zeros((4, 500, 9, 9), bool)
     masks[..., 4, 2:7] = masks[..., 2:7, 4] = True  # a cross: no two kinds give the same
     masks[..., 3:6, 3:6] = True
     rates = {"drop": 0.1, "dilate": 0.2, "erode": 0.3, "shift": 0.4}
     call = partial(add_noise, radius=1, max_shift=1, **rates)
-    found, kept = call(jnp.asarray(masks), jnp.ones((4, 500), bool), jax.random.key(1))
+    ones = jnp.ones((4, 500))
+    found, kept, _ = call(jnp.asarray(masks), ones.astype(bool), ones, jax.random.key(1))
     area = np.asarray(found).sum((2, 3))
     counts = {
         "drop": (~np.asarray(kept)).mean(),

@@ -126,6 +126,27 @@ def test_the_similarity_thresholds(field):
         assert valid.tolist() == [[True, not joined]]
 
 
+def test_parts_smaller_than_a_cell_of_the_features_are_joined():
+    """Over-segmentation: strips of one pixel where a cell of the features has four."""
+    masks = np.zeros((1, 4, 24, 24), bool)
+    for strip in range(3):
+        masks[0, strip, :3, strip] = True
+    masks[0, 3, 20:, 20:] = True
+    united, valid = merged(masks, features=constant([1.0, 2.0], 6),
+                           distributions=constant([0.5, 0.5], 6))  # fmt: skip
+    assert valid.tolist() == [[True, False, False, True]]
+    np.testing.assert_array_equal(united[0, 0], masks[0, :3].any(0))
+
+
+def test_masks_touch_at_their_own_resolution():
+    """Two masks with a gap of three pixels lie in neighboring cells of four, and do not touch."""
+    masks = squares([(0, 0, 4, 3), (0, 6, 4, 10)], size=24)
+    cells = {"features": constant([1.0], 6), "distributions": constant([1.0], 6)}
+    assert merged(masks, **cells)[1].all()
+    two = dataclasses.replace(CONFIG, dilation=2)
+    assert merged(masks, **cells, config=two)[1].tolist() == [[True, False]]
+
+
 def test_an_invalid_mask_is_no_bridge():
     masks = squares([(0, 0, 3, 3), (0, 3, 3, 6), (0, 6, 3, 9)])
     assert merged(masks)[1].tolist() == [[True, False, False]]

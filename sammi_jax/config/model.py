@@ -141,7 +141,8 @@ class MaskFilterConfig:
 class SmaggConfig:
     """Shallow Mask Aggregation. All fields are [ours] (method.md section 4)."""
 
-    dilation: int = 1  # cells by which masks grow before they are tested for touching
+    # Pixels of the masks, 8 a cell, by which they grow before they are tested for touching.
+    dilation: int = 1
     min_containment: float = 0.5
     min_feature_similarity: float = 0.9
     min_class_similarity: float = 0.9

@@ -77,7 +77,7 @@ def zero_shot_views(
     layout: ViewLayout,
 ) -> ViewScores:
     """CLIP's own cost map of every view: cosines with the one text feature of each class."""
-    views = _views(inputs, config, layout)
+    views = image_views(inputs, config, layout)
     features, _ = clip.encode_dense(rearrange(views, "b v h w c -> (b v) h w c"))
     cost = cost_map(features, text.features)[..., 0]
     return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views))
@@ -102,7 +102,7 @@ def forward_input(
     elif model.config.masks is not None:
         sam_input = sam_views(inputs.sam_image, inputs.sam_size)
     return model(
-        _views(inputs, model.config, layout),
+        image_views(inputs, model.config, layout),
         sam_input,
         text,
         layout=layout,
@@ -111,7 +111,7 @@ def forward_input(
     )
 
 
-def _views(
+def image_views(
     inputs: SegmenterInput, config: SegmenterConfig, layout: ViewLayout
 ) -> Float[Array, "b v s s 3"]:
     """CLIP's input for every view of whole images."""

@@ -19,8 +19,8 @@ from sammi_jax.typing import Array, Bool, Float, Leaf
 
 MASK_SCALE = 8  # pixels of the masks a cell of the cost map: about the resolution of SAM's masks
 
-# Changes SAM's masks [b, n, H, W] and their validity [b, n] before they are aggregated.
-Perturb = Callable[[Array, Array], tuple[Array, Array]]
+# Changes SAM's masks [b, n, H, W], their validity and quality [b, n], before they are aggregated.
+Perturb = Callable[[Array, Array, Array], tuple[Array, Array, Array]]
 
 
 @jax.tree_util.register_dataclass
@@ -88,7 +88,7 @@ def propose_masks(
         sam, config.filter, points, prompts.valid, sam_input, (side, side)
     )
     if perturb is not None:
-        masks, valid = perturb(masks, valid)
+        masks, valid, quality = perturb(masks, valid, quality)
     if config.smagg is not None:
         distribution = resize(distribution, (shallow.shape[1], shallow.shape[2]))
         member = group_masks(masks, valid, shallow, distribution, config.smagg)

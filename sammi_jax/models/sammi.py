@@ -138,7 +138,7 @@ class Sammi(nnx.Module):
                 raise SammiError("this model is a CAT-Seg, which takes no masks")
             logits = self._decode(features, None, text, layout, pooling_size, remat)
             return SegmenterOutput(logits, None, None, None)
-        evidence, tspp_logits = self._class_evidence(features, text)
+        evidence, tspp_logits = self.class_evidence(features, text)
         if proposals is None:
             if sam_input is None:
                 raise SammiError("this model has SAM masks: give it the image for SAM as well")
@@ -156,7 +156,7 @@ class Sammi(nnx.Module):
             regions = self.dmi.smoothing(_on_canvas(logits, layout), proposals)
         return SegmenterOutput(logits, tspp_logits, proposals, regions)
 
-    def _class_evidence(
+    def class_evidence(
         self, features: ImageFeatures, text: ClassTexts
     ) -> tuple[Float[Array, "b v h w t"], Float[Array, "b v h w t"] | None]:
         """What points and SMAgg know of the classes, and what TSPP's loss sees (section 2)."""

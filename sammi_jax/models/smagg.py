@@ -19,8 +19,8 @@ from sammi_jax.typing import Array, Bool, Float, Int
 def mask_graph(
     masks: Bool[Array, "b n h w"],
     valid: Bool[Array, "b n"],
-    features: Float[Array, "b h w c"],
-    distributions: Float[Array, "b h w t"],
+    features: Float[Array, "b h2 w2 c"],
+    distributions: Float[Array, "b h2 w2 t"],
     config: SmaggConfig,
 ) -> Bool[Array, "b n n"]:
     """Which pairs of masks belong together: symmetric, invalid masks without any edge.
@@ -31,7 +31,9 @@ def mask_graph(
     The diagonal means nothing.
 
     Args:
-        masks: one frame for masks, features and distributions.
+        masks: at the resolution of the features or a multiple of it: masks touch, or not, at
+            their own resolution, and each cell of the features counts by the share of it that
+            the mask covers, so that a part smaller than a cell has features too.
         valid: which slots hold a mask.
         features: shallow features, F_h2.
         distributions: class probabilities.
@@ -39,16 +41,17 @@ def mask_graph(
     """
     touch = intersections(dilate(masks, config.dilation)) > 0
     touch |= containment(masks) >= config.min_containment
-    alike = _cosines(masks, features) >= config.min_feature_similarity
-    alike &= _cosines(masks, distributions) >= config.min_class_similarity
+    coverage = average_pool(masks, masks.shape[2] // features.shape[1])
+    alike = _cosines(coverage, features) >= config.min_feature_similarity
+    alike &= _cosines(coverage, distributions) >= config.min_class_similarity
     return touch & alike & valid[:, :, None] & valid[:, None, :]
 
 
 def _cosines(
-    masks: Bool[Array, "b n h w"], features: Float[Array, "b h w c"]
+    coverage: Float[Array, "b n h2 w2"], features: Float[Array, "b h2 w2 c"]
 ) -> Float[Array, "b n n"]:
     """Cosine of every pair of mask-pooled features, in full float32: it meets a threshold."""
-    pooled = l2_normalize(mask_pool(masks, features).astype(jnp.float32))
+    pooled = l2_normalize(mask_pool(coverage, features).astype(jnp.float32))
     return jnp.einsum("bnc,bmc->bnm", pooled, pooled, precision="highest")
 
 
@@ -82,9 +85,7 @@ def group_masks(
     config: SmaggConfig,
 ) -> Bool[Array, "b n n"]:
     """Which masks ``j`` are united in slot ``i``: a component lies at its smallest index."""
-    factor = masks.shape[2] // features.shape[1]
-    coarse = masks if factor == 1 else average_pool(masks, factor) >= 0.5
-    labels = connected_components(mask_graph(coarse, valid, features, distributions, config))
+    labels = connected_components(mask_graph(masks, valid, features, distributions, config))
     slots = jnp.arange(masks.shape[1])[None, :, None]
     return (labels[:, None, :] == slots) & valid[:, None, :]
 
@@ -110,8 +111,7 @@ def aggregate_masks(
     """Merge the masks that belong together: the union of each component of `mask_graph`.
 
     Args:
-        masks: at the resolution of the features or a multiple of it; the graph is made at the
-            features'.
+        masks: at the resolution of the features or a multiple of it.
         valid: which slots hold a mask.
         features: shallow features, F_h2.
         distributions: class probabilities.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sammi_jax.ops import masks as mask_ops
-from sammi_jax.typing import Array, Bool, Int
+from sammi_jax.typing import Array, Bool, Float, Int
 
 _DROP, _DILATE, _ERODE, _SHIFT, _NONE = range(5)
 
@@ -17,6 +17,7 @@ _DROP, _DILATE, _ERODE, _SHIFT, _NONE = range(5)
 def add_noise(
     masks: Bool[Array, "b n h w"],
     valid: Bool[Array, "b n"],
+    quality: Float[Array, "b n"],
     key: Array,
     *,
     drop: float,
@@ -25,12 +26,15 @@ def add_noise(
     shift: float,
     radius: int,
     max_shift: int,
-) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"]]:
+) -> tuple[Bool[Array, "b n h w"], Bool[Array, "b n"], Float[Array, "b n"]]:
     """Change each mask in one way or not at all, drawn independently for each mask.
+
+    A changed mask's quality falls with it: whoever looked at the mask would expect less of it.
 
     Args:
         masks: to be changed.
         valid: False for slots without a mask, which stay False.
+        quality: the IoU expected of each mask.
         key: of the random numbers.
         drop: share of masks that become invalid.
         dilate: share of masks that grow by ``radius``.
@@ -40,7 +44,8 @@ def add_noise(
         max_shift: a mask moves by up to so many rows and columns, uniformly in both directions.
 
     Returns:
-        The masks, empty where invalid, and their validity: a mask that becomes empty is invalid.
+        The masks, empty where invalid; their validity: a mask that becomes empty is invalid; and
+        their quality times the IoU of the changed mask and the mask as it was.
     """
     kind_key, shift_key = jax.random.split(key)
     kind = _draw_kinds(kind_key, (drop, dilate, erode, shift), valid.shape)
@@ -55,7 +60,8 @@ def add_noise(
         masks,
     )
     valid = valid & (kind != _DROP) & ((kind == _NONE) | noisy.any(axis=(-2, -1)))
-    return noisy & valid[..., None, None], valid
+    kept = mask_ops.iou(noisy, masks)
+    return noisy & valid[..., None, None], valid, quality * jnp.where(kind == _NONE, 1.0, kept)
 
 
 def _draw_kinds(key: Array, rates: tuple[float, ...], shape: tuple[int, ...]) -> Int[Array, "b n"]:

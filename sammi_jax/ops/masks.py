@@ -66,9 +66,7 @@ def stability_score(
     As segment_anything/utils/amg.py ``calculate_stability_score`` with mask threshold 0, but 0
     instead of NaN where both are empty.
     """
-    intersection = jnp.sum(logits > offset, axis=(-2, -1), dtype=jnp.float32)
-    union = jnp.sum(logits > -offset, axis=(-2, -1), dtype=jnp.float32)
-    return _divide(intersection, union)
+    return iou(logits > offset, logits > -offset)
 
 
 def intersections(masks: Bool[Array, "b n h w"]) -> Float[Array, "b n n"]:
@@ -79,6 +77,15 @@ def intersections(masks: Bool[Array, "b n h w"]) -> Float[Array, "b n n"]:
     """
     pixels = rearrange(masks, "b n h w -> b n (h w)").astype(jnp.float32)
     return jnp.einsum("bnp,bmp->bnm", pixels, pixels)
+
+
+def iou(masks: Bool[Array, "b n h w"], others: Bool[Array, "b n h w"]) -> Float[Array, "b n"]:
+    """``|i and j| / |i or j|`` of each mask and the other in its place, 0 where both are empty."""
+    shared, union = (
+        jnp.sum(pixels, axis=(-2, -1), dtype=jnp.float32)
+        for pixels in (masks & others, masks | others)
+    )
+    return _divide(shared, union)
 
 
 def containment(masks: Bool[Array, "b n h w"]) -> Float[Array, "b n n"]:
