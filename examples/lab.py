@@ -386,7 +386,7 @@ def hard_vote(probabilities: NpArray, masks: MaskProposals) -> NpArray:
     for row, of_classes in enumerate(probabilities):
         own = pixels[row][valid[row]][:, rows[:, None], columns]
         own = own[np.argsort(-own.sum(axis=(1, 2)), kind="stable")]
-        flat = own.reshape(len(own), -1).astype(np.float32)
+        flat = own.reshape(len(own), labels[row].size).astype(np.float32)
         classes = (flat @ of_classes.reshape(len(of_classes), -1).T).argmax(axis=1)
         for mask, index in zip(own, classes, strict=True):
             labels[row][mask] = index

@@ -99,9 +99,11 @@ def study(work: Path, scale: Scale, at_once: int) -> None:
         queue([catseg_job(first, seed, scale)])
         names = ("control", *_variants(), NOISELESS)
         queue([head_job(first, name, seed, scale) for name in names])
-        queue([evaluation_job(first, name, seed, scale) for name in names])
-        queue([evaluation_job(first, FULL, seed, scale, masks) for masks in ("none", "true")])
-        queue([masks_job(first, seed, scale)])
+        queue([
+            masks_job(first, seed, scale),  # the longest one
+            *(evaluation_job(first, name, seed, scale) for name in names),
+            *(evaluation_job(first, FULL, seed, scale, masks) for masks in ("none", "true")),
+        ])  # fmt: skip
     if scale.longer is not None:
         for seed in scale.seeds:
             names = ("control-longer", f"{FULL}-longer")

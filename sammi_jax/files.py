@@ -15,6 +15,28 @@ from typing import Any
 
 from sammi_jax.errors import SammiError
 
+# Folders that file servers, archivers and notebooks leave beside a user's files.
+_LITTER = {"@eaDir", "__MACOSX", "lost+found"}
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Every file under a folder, ordered, links to folders followed once.
+
+    Left out is what a user did not put there: names that begin with a dot (``._photo.png``,
+    ``.ipynb_checkpoints``) and folders of file servers and archivers.
+    """
+    seen: set[str] = set()
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name not in _LITTER
+        )
+        real = os.path.realpath(where)
+        if real in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object.

@@ -3,54 +3,95 @@
 Nothing here touches a device. Every image becomes uint8 RGB ``[H, W, 3]`` first.
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sammi_jax.errors import SammiError
+from sammi_jax.files import one_line
 from sammi_jax.typing import NpArray
 
+_16_BITS = 65535
 SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
 def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
     """Read an image as uint8 RGB ``[H, W, 3]``.
 
-    Gray, palette, RGBA (alpha is dropped), CMYK and 16-bit images are converted; the EXIF
-    orientation is applied.
+    Gray, palette, RGBA (alpha is dropped) and CMYK images are converted, 16-bit and float ones
+    scaled by their range; the EXIF orientation is applied.
 
     Args:
         source: a path, a PIL image, or a uint8 array ``[H, W, 3]`` or ``[H, W]``.
 
     Raises:
-        SammiError: not readable, not an image, or without pixels.
+        SammiError: not readable, not an image, without pixels, or of values in no known range.
     """
     if isinstance(source, np.ndarray):
         return _check_array(source)
     name = str(source) if isinstance(source, str | Path) else "the image"
     try:
-        image = Image.open(source) if isinstance(source, str | Path) else source
-        if 0 in image.size:
-            raise SammiError(f"{name}: the image has no pixels; give one of at least 1 x 1")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I") or image.mode == "F":
-            return _from_wide(np.asarray(image))
-        return np.asarray(image.convert("RGB"))
+        if isinstance(source, Image.Image):
+            return _pixels(source, name)
+        with Image.open(source) as image:
+            return _pixels(image, name)
     except FileNotFoundError as error:
         raise SammiError(f"{name}: no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise SammiError(f"{name}: is a folder; name the images in it") from error
+    except PermissionError as error:
+        raise SammiError(f"{name}: may not be read; check its permissions") from error
     except UnidentifiedImageError as error:
         raise SammiError(
             f"{name}: not an image that can be read; give a PNG, JPEG, TIFF, BMP or WebP file"
         ) from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise SammiError(f"{name}: cannot be decoded ({error}); export the image again") from error
+    except SammiError:
+        raise
+    except Exception as error:  # whatever Pillow's plugins and EXIF reader meet in a damaged file
+        raise SammiError(
+            f"{name}: cannot be decoded ({one_line(error)}); export the image again"
+        ) from error
 
 
-def _from_wide(values: NpArray) -> NpArray:
-    """16-bit (or wider) gray to 8-bit RGB: 65535 becomes 255."""
-    values = np.clip(values.astype(np.float32) / 257.0, 0, 255)
-    return np.repeat(np.round(values).astype(np.uint8)[..., None], 3, axis=-1)
+def _pixels(image: Image.Image, name: str) -> NpArray:
+    if 0 in image.size:
+        raise SammiError(f"{name}: the image has no pixels; give one of at least 1 x 1")
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        return _from_wide(np.asarray(image), name)
+    return np.asarray(image.convert("RGB"))
+
+
+def _from_wide(values: NpArray, name: str) -> NpArray:
+    """One channel of more than 8 bits as 8-bit RGB, scaled by its range.
+
+    16 bits are those of a 16-bit file. Other integers and floats tell their range by the largest
+    value: 0 to 1 (floats), 0 to 255, or 0 to 65535.
+
+    Raises:
+        SammiError: values that no such range holds.
+    """
+    low, high = float(values.min()), float(values.max())
+    is_float = values.dtype.kind == "f"
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > _16_BITS:
+        raise SammiError(
+            f"{name}: its values go from {low:g} to {high:g}; scale them to 0 to 1 (floats), 0 to "
+            "255, or 0 to 65535"
+        )
+    if values.dtype == np.uint16 or high > 255:
+        scale = 255 / _16_BITS
+        if 0 < high < _16_BITS / 16:
+            warnings.warn(
+                f"{name}: a 16-bit image whose largest value is {high:g} is nearly black; scale it "
+                "to 0 to 65535 if it should not be",
+                stacklevel=3,
+            )
+    else:
+        scale = 255.0 if is_float and high <= 1 else 1.0
+    gray = np.round(values.astype(np.float64) * scale).astype(np.uint8)
+    return np.repeat(gray[..., None], 3, axis=-1)
 
 
 def _check_array(array: NpArray) -> NpArray:

@@ -81,6 +81,24 @@ def test_show_a_user_folder_with_faults(capsys, tmp_path):
     assert "WRONG: values that are no class: 3 (1 pixels)" in out
 
 
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ("background\nbuilding\n", "WRONG: the labels hold class 0 and the ignored value alone"),
+        ("building\n", "WRONG: with one class every prediction is right"),
+    ],
+)
+def test_masks_of_0_and_255_are_wrong(capsys, tmp_path, classes, words):
+    for part in ("images", "labels"):
+        (tmp_path / part).mkdir()
+    Image.new("RGB", (2, 2)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(np.array([[0, 255], [255, 0]], np.uint8)).save(tmp_path / "labels" / "a.png")
+    (tmp_path / "classes.txt").write_text(classes)
+    code, out, _ = run(capsys, "show", f"folder:{tmp_path}")
+    assert code == 1
+    assert words in out
+
+
 def test_the_tasks_of_paxray_are_averaged(capsys, tmp_path):
     source = tmp_path / "paxray_dataset"
     for part in ("images", "labels"):

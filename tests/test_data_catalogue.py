@@ -8,6 +8,8 @@ import pytest
 from PIL import Image
 
 from sammi_jax.data.catalogue import dataset_names, open_dataset
+from sammi_jax.data.input.augment import CheckLabel
+from sammi_jax.data.input.pipeline import batch_stream, iterate
 from sammi_jax.data.prepare.doctor import examine, random_miou
 from sammi_jax.data.prepare.known_sets import LAYOUTS
 from sammi_jax.data.prepare.report import report_lines
@@ -196,6 +198,65 @@ def test_user_folders_that_lack_something(tmp_path):
     (folder / "labels" / "a.png").unlink()
     (folder / "images" / "b.jpg").unlink()
     with pytest.raises(SammiError, match="a has no label, b has no image"):
+        open_dataset(f"folder:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([[0, 127, 254]], r"a\.jpg: label 127 is neither a class \(0 to 1\) nor the ignore label"),
+        ([[1, 2, 1]], r"a\.jpg: label 2 is neither"),
+        ([[0, 1]], r"a\.jpg: the image is \(1, 3\) and its label \(1, 2\)"),
+        ([[0], [1], [0]], r"a\.jpg: the image is \(1, 3\) and its label \(3, 1\)"),
+    ],
+)
+def test_training_checks_every_label(tmp_path, labels, message):
+    folder = user_folder(tmp_path, {"a": labels})
+    Image.new("RGB", (3, 1)).save(folder / "images" / "a.jpg")
+    dataset = open_dataset(f"folder:{folder}")
+    check = CheckLabel(dataset.name, dataset.num_classes, dataset.ignore_label)
+    stream = batch_stream(dataset.source, [check], batch_size=1, seed=0)
+    with pytest.raises(SammiError, match=f"{dataset.name}: {message}"):
+        next(iterate(stream, 0, workers=0))
+    good = user_folder(tmp_path / "good", {"a": [[0, 1, 255]]})
+    stream = batch_stream(open_dataset(f"folder:{good}").source, [check], batch_size=1, seed=0)
+    np.testing.assert_array_equal(next(iterate(stream, 0, workers=0))["label"], [[[0, 1, 255]]])
+
+
+def test_an_upright_label_of_a_turned_image_is_refused(tmp_path):
+    folder = user_folder(tmp_path, {"a": [[0, 1, 0]]})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (3, 1)).save(folder / "images" / "a.jpg", exif=exif)
+    example = open_dataset(f"folder:{folder}").source[0]
+    with pytest.raises(SammiError, match="an EXIF orientation turns the image, not the label"):
+        CheckLabel("own", 2, 255).map(example)
+
+
+def test_what_file_servers_leave_behind_is_no_example(tmp_path):
+    folder = user_folder(tmp_path, {"a": [[0, 1]]})
+    for litter in ("._a.jpg", ".ipynb_checkpoints/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg"):
+        (folder / "images" / litter).parent.mkdir(exist_ok=True)
+        (folder / "images" / litter).write_bytes(b"no image")
+    assert len(open_dataset(f"folder:{folder}").source) == 1
+
+
+def test_links_to_folders_are_followed(tmp_path):
+    folder = user_folder(tmp_path / "set", {"a": [[0, 1]]})
+    more = user_folder(tmp_path / "more", {"b": [[0, 1]], "c": [[1, 1]]})
+    for part in ("images", "labels"):
+        (folder / part / "more").symlink_to(more / part, target_is_directory=True)
+        (folder / part / "loop").symlink_to(folder / part, target_is_directory=True)
+    source = open_dataset(f"folder:{folder}").source
+    assert sorted(source[index]["file_name"] for index in range(len(source))) == [
+        "a.jpg", "more_b.jpg", "more_c.jpg",
+    ]  # fmt: skip
+
+
+def test_lossy_labels_are_refused(tmp_path):
+    folder = user_folder(tmp_path, {"a": [[0, 1]]})
+    Image.new("L", (2, 1)).save(folder / "labels" / "b.jpg")
+    with pytest.raises(SammiError, match=r"labels: b\.jpg: JPEG and WebP change label values"):
         open_dataset(f"folder:{folder}")
 
 

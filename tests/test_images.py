@@ -1,8 +1,9 @@
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sammi_jax.config.model import SegmenterConfig, SlidingConfig
 from sammi_jax.errors import SammiError
@@ -37,6 +38,34 @@ def test_sixteen_bits_are_scaled_not_cut(tmp_path):
     np.testing.assert_array_equal(load_image(tmp_path / "wide.png")[0, :, 1], [0, 1, 128, 255])
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 0.5, 1]], "f"), [0, 128, 255]),
+        (np.array([[0, 100.4, 255]], "f"), [0, 100, 255]),
+        (np.array([[0, 257, 65535]], "f"), [0, 1, 255]),
+        (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
+        (np.array([[0, 257, 65535]], np.int32), [0, 1, 255]),
+    ],
+)
+def test_float_and_int32_images_are_scaled_by_their_range(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    np.testing.assert_array_equal(load_image(tmp_path / "a.tif")[0, :, 1], expected)
+
+
+@pytest.mark.parametrize("value", [-1.0, 70000.0, np.nan, np.inf])
+def test_values_in_no_known_range_are_refused(tmp_path, value):
+    Image.fromarray(np.array([[0, value, 3]], "f")).save(tmp_path / "a.tif")
+    with pytest.raises(SammiError, match=r"a\.tif: its values go from .* to .*; scale them"):
+        load_image(tmp_path / "a.tif")
+
+
+def test_a_dark_sixteen_bit_image_gives_a_warning(tmp_path):
+    Image.fromarray(np.array([[0, 3000]], np.uint16)).save(tmp_path / "dark.png")
+    with pytest.warns(UserWarning, match=r"dark\.png: a 16-bit image whose largest value is 3000"):
+        assert load_image(tmp_path / "dark.png")[0, 1, 0] == 12
+
+
 def test_exif_orientation_is_applied(tmp_path, colors):
     image = Image.fromarray(colors)
     exif = image.getexif()
@@ -60,8 +89,27 @@ def test_unreadable_files_name_the_culprit(tmp_path, colors):
         with pytest.raises(SammiError, match=f"{name}.*{words}") as error:
             load_image(tmp_path / name)
         assert "\n" not in str(error.value)
-    with pytest.raises(SammiError, match="cannot be decoded"):
+    with pytest.raises(SammiError, match="is a folder; name the images in it"):
         load_image(tmp_path)
+
+
+def test_whatever_a_decoder_raises_is_the_image_s_line(tmp_path, colors, monkeypatch):
+    Image.fromarray(colors).save(tmp_path / "a.png")
+    for error in (ZeroDivisionError("a rational"), KeyError(0x9286), MemoryError(), TypeError("x")):
+        monkeypatch.setattr(ImageOps, "exif_transpose", Mock(side_effect=error))
+        with pytest.raises(SammiError, match=r"a\.png: cannot be decoded \(.+\)") as raised:
+            load_image(tmp_path / "a.png")
+        assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1)])
+def test_no_side_becomes_zero(size):
+    image = np.full((*size, 3), 7, np.uint8)
+    padded, inside = sam_input(image, 64)
+    height, width = inside.astype(int)
+    assert min(height, width) >= 1
+    assert (padded[:height, :width] == 7).all()
+    assert resize_short_side(image).shape[:2] == short_side_shape(*size, 640)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 4, 2), (4,)])

@@ -23,6 +23,7 @@ from sammi_jax.cli.main import main
 from sammi_jax.config.experiment import CaptionConfig, DataConfig, SegmentConfig, TrainConfig
 from sammi_jax.config.fields import to_dict
 from sammi_jax.data.input import embeddings as sam_cache
+from sammi_jax.data.input.augment import CheckLabel
 from sammi_jax.data.input.embeddings import CacheInfo, SamCache, writing_cache
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sam.image_encoder import ImageEncoder
@@ -408,7 +409,8 @@ def user_set(tmp_path, rng):
 def test_photographs_are_resized_to_a_square(user_set, tmp_path, encode):
     data = DataConfig(name=user_set, augment="none")
     config = replace(CONFIG, data=data)
-    dataset, (transform,) = training_set(config, TASK)
+    dataset, (check, transform) = training_set(config, TASK)
+    assert check == CheckLabel(user_set, 2, 255)
     example = transform.map(dataset.source[0])
     size = (MODEL.crop_size,) * 2
     with Image.open(tmp_path / "user/images/a.png") as image:

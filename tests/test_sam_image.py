@@ -26,7 +26,9 @@ def processor():
 @pytest.mark.parametrize("size", [*SIZES, (1, 5000), (2999, 3000)])
 @pytest.mark.parametrize("side", [1024, 127])
 def test_resized_shape(processor, size, side):
-    assert resized_shape(*size, side) == processor._get_preprocess_shape(size, side)
+    # The reference's height of a very wide image is 0, which Pillow then refuses.
+    expected = tuple(max(1, length) for length in processor._get_preprocess_shape(size, side))
+    assert resized_shape(*size, side) == expected
 
 
 @pytest.mark.parametrize("shape", [(1024, 683), (500, 1024), (1024, 1024)])

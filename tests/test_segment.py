@@ -78,7 +78,7 @@ def test_a_bad_picture_does_not_stop_the_others(folder, picture, tmp_path, capsy
     [
         (" , ", "the class list is empty"),
         ("red thing, Red  thing", "more than once"),
-        ("none.txt", "cannot be read as a list of class names"),
+        ("none.txt", "none.txt: no such file of class names"),
     ],
 )
 def test_class_lists_that_are_refused(folder, picture, tmp_path, capsys, classes, words):

@@ -13,7 +13,13 @@ from tokenizers import AddedToken, models, pre_tokenizers, processors
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_names
 from sammi_jax.errors import SammiError
 from sammi_jax.text.tokenizer import BPE_FILE, END, START, Tokenizer
-from sammi_jax.text.vocabulary import first_synonym, parse_class_list, prompts, read_class_file
+from sammi_jax.text.vocabulary import (
+    check_class_names,
+    first_synonym,
+    parse_class_list,
+    prompts,
+    read_class_file,
+)
 
 TEXTS = [
     "A photo of a potted plant's leaf 3 in the scene",
@@ -221,17 +227,65 @@ def test_duplicate_classes_are_named():
 
 def test_class_list_from_a_file(tmp_path):
     file = tmp_path / "names.txt"
-    file.write_text("building, edifice\n\n bed \nroad, route\n", encoding="utf-8")
+    file.write_text("building, edifice\n bed \nroad, route\n\n", encoding="utf-8-sig")
     names = parse_class_list(str(file))
     assert names == ["building, edifice", "bed", "road, route"] == read_class_file(file)
     assert prompts(names, "A photo of a {} in the scene") == [
         f"A photo of a {name} in the scene" for name in ("building", "bed", "road")
     ]
-    with pytest.raises(SammiError, match="cannot be read as a list of class names"):
-        parse_class_list(str(tmp_path / "absent.txt"))
+    for absent in ("absent.txt", "absent.names", "./names", "C:\\names"):
+        with pytest.raises(SammiError, match="no such file of class names"):
+            parse_class_list(absent)
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SammiError, match="cannot be read as a list of class names"):
         read_class_file(file)
+
+
+@pytest.mark.parametrize("name", ["c.json", "c.names", "C.TXT", "list of names"])
+def test_an_existing_path_is_read_whatever_its_name(tmp_path, name):
+    names = ["wall", "sky, heaven"]
+    text = json.dumps(names) if name.endswith("json") else "\n".join(names)
+    (tmp_path / name).write_text(text)
+    assert parse_class_list(f" {tmp_path / name} ") == names
+    (tmp_path / name).write_text('{"0": "wall", "1": "sky, heaven"}')
+    assert read_class_file(tmp_path / name) == names
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0: wall\n1: sky", "line 1, '0: wall', is a number before the name"),
+        ("wall\n# outside\nsky", "line 2, '# outside', is a comment"),
+        ("wall,\nsky,", "line 1, 'wall,', is a name that ends with a separator"),
+        ('"wall"\n"sky"', "is a name in quotes"),
+        ("wall\n\nsky", "line 2, '', is no name"),
+        ("wall, building, sky", "is one class with synonyms; write one name a line"),
+        ('{"wall": 0}', "give a JSON list of names"),
+        ('["wall", 3]', "class names must be strings; 3 is none"),
+        ("[wall]", "is not valid JSON"),
+        ("", "the class list is empty"),
+    ],
+)
+def test_files_that_hold_no_plain_names(tmp_path, text, words):
+    file = tmp_path / "names.txt"
+    file.write_text(text)
+    with pytest.raises(SammiError) as error:
+        read_class_file(file)
+    assert str(error.value).startswith(f"{file}: ")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_one_text_is_names_with_commas():
+    assert check_class_names("cat, dog") == ["cat", "dog"]
+    with pytest.raises(SammiError, match="class names must be strings; None is none"):
+        check_class_names(["cat", None])
+
+
+def test_equal_prompts_give_a_warning():
+    with pytest.warns(UserWarning, match="that of another: crane, machine; only the first"):
+        names = check_class_names(["crane, bird", "crane, machine", "sky"])
+    assert names == ["crane, bird", "crane, machine", "sky"]
 
 
 def test_first_synonym():

@@ -33,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--classes",
         required=True,
         metavar="NAMES",
-        help='class names such as "cat, dog", or a file NAME.txt with one name a line',
+        help='class names such as "cat, dog", or a file with one name a line or a JSON list',
     )
     add_model_argument(parser, "a CAT-Seg or SAM-MI model folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     """Segment every image; one that fails is reported, and the others are still segmented."""
     from tqdm import tqdm
 
+    from sammi_jax.files import one_line
     from sammi_jax.inference.segmenter import load
     from sammi_jax.text.vocabulary import parse_class_list
 
@@ -59,6 +60,10 @@ def run(args: argparse.Namespace) -> int:
             except SammiError as error:
                 failed += 1
                 tqdm.write(f"sammi: error: {error}", file=sys.stderr)
+            except Exception as error:  # whatever one image does, the others are still segmented
+                failed += 1
+                what = f"{type(error).__name__}: {one_line(error)}"
+                tqdm.write(f"sammi: error: {path}: {what}", file=sys.stderr)
             bar.update()
     return 1 if failed else 0
 

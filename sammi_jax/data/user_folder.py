@@ -9,10 +9,12 @@ from pathlib import Path
 
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.errors import SammiError, listed
+from sammi_jax.files import walk_files
 from sammi_jax.text.vocabulary import read_class_file
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 _LABELS = {".png", ".bmp", ".tif", ".tiff"}
+_LOSSY = {".jpg", ".jpeg", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ def read_user_folder(folder: Path) -> UserFolder:
     classes = tuple(read_class_file(folder / "classes.txt"))
     images = _by_stem(folder / "images", _IMAGES)
     labels = _by_stem(folder / "labels", _LABELS)
+    lossy = [path.name for path in walk_files(folder / "labels") if path.suffix.lower() in _LOSSY]
+    if lossy:
+        raise SammiError(
+            f"{folder}/labels: {listed(lossy)}: JPEG and WebP change label values; write PNG files"
+        )
     lacking = [f"{stem} has no label" for stem in sorted(set(images) - set(labels))]
     lacking += [f"{stem} has no image" for stem in sorted(set(labels) - set(images))]
     if lacking:
@@ -56,8 +63,8 @@ def read_user_folder(folder: Path) -> UserFolder:
 
 def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+    for path in walk_files(folder):
+        if path.suffix.lower() in suffixes:
             stem = path.relative_to(folder).with_suffix("").as_posix()
             if stem in found:
                 raise SammiError(f"{path}: {found[stem].name} has the same name; keep one of them")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm import tqdm
 from sammi_jax.config.experiment import EvalConfig
 from sammi_jax.config.model import SegmenterConfig, check_config, view_layout
 from sammi_jax.data.catalogue import Dataset
+from sammi_jax.data.checks import check_label
 from sammi_jax.data.input.prefetch import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.background import Vocabulary, choose_vocabulary
@@ -35,7 +37,6 @@ from sammi_jax.evaluation.totals import Counts, add_counts, zero_sums
 from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
 from sammi_jax.parallel.batch import check_batch_size
 from sammi_jax.parallel.mesh import batch_sharding, replicated
-from sammi_jax.typing import Integer, NpArray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +70,17 @@ class Evaluation:
         mesh: the devices; every process of a job makes and calls this with the same arguments.
 
     Raises:
-        SammiError: the batch does not divide over the devices, or a canvas not into windows.
+        SammiError: the batch does not divide over the devices, a canvas not into windows, or the
+            data set has one class.
     """
 
     def __init__(self, predictor: Predictor, dataset: Dataset, config: EvalConfig, mesh: Mesh):
         check_batch_size(config.batch_size, mesh)
+        if dataset.num_classes < 2:
+            raise SammiError(
+                f"{dataset.name}: with one class every prediction is right; name a class for the "
+                "other pixels, such as background"
+            )
         self._predictor, self._dataset, self._config = predictor, dataset, config
         self._mesh = mesh
         variants = make_variants(predictor.config, config)
@@ -126,6 +133,13 @@ class Evaluation:
             timing=run.timing(),
         )
         partial.remove()
+        labeled = [row["name"] for row in record["classes"] if row["label_pixels"]]
+        if len(labeled) == 1:
+            warnings.warn(
+                f"{dataset.name}: its labels hold {labeled[0]!r} alone, so all other classes are "
+                "left out of mIoU; masks of 0 and 255 must be written as 0 and 1",
+                stacklevel=2,
+            )
         return record
 
 
@@ -251,27 +265,16 @@ class _Run:
     def _example(self, index: int) -> dict[str, Any]:
         example = self._dataset.source[index]
         image, label, name = example["image"], example["label"], example["file_name"]
-        self._check(label, image, name)
+        check_label(
+            label, image, self._dataset.num_classes, self._dataset.ignore_label,
+            f"{self._dataset.name}: {name}",
+        )  # fmt: skip
         masks = self._given(index, image.shape[:2])
         if self._vocabulary.ignored_class is not None:
             label = np.where(
                 label == self._vocabulary.ignored_class, self._dataset.ignore_label, label
             )
         return example | {"label": label, "masks": masks}
-
-    def _check(self, label: Integer[NpArray, "h w"], image: NpArray, name: str) -> None:
-        if label.shape != image.shape[:2]:
-            raise SammiError(
-                f"{self._dataset.name}: {name}: the image is {image.shape[:2]} and its label "
-                f"{label.shape} (height, width); they must have the same size"
-            )
-        wrong = label[(label >= self._dataset.num_classes) & (label != self._dataset.ignore_label)]
-        if wrong.size:
-            raise SammiError(
-                f"{self._dataset.name}: {name}: label {wrong[0]} is neither a class (0 to "
-                f"{self._dataset.num_classes - 1}) nor the ignore label "
-                f"{self._dataset.ignore_label}; check the label mapping (sammi datasets show)"
-            )
 
     def step(self, plan: EvalBatch, batch: HostBatch) -> tuple[Counts, Any, Any]:
         """Start both programs: counts, prediction, proposals.

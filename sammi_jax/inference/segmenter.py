@@ -201,7 +201,8 @@ class Segmenter(_TextPrompted):
 
         Args:
             image: a path, a PIL image, or uint8 RGB ``[H, W, 3]``.
-            class_names: one name a class; "a, b" are synonyms, of which the first is used.
+            class_names: one name a class; "a, b" are synonyms, of which the first is used. One
+                text is taken for names with commas between them.
             masks: regions of the image, bool ``[n, H, W]``, from another tool or by hand, in the
                 place of SAM's masks; they may overlap and leave pixels out. None: SAM's.
             mask_quality: for given masks: the IoU with a true region that is expected of each, in

@@ -25,7 +25,7 @@ def resized_shape(height: int, width: int, side: int) -> tuple[int, int]:
         (768, 1024)
     """
     scale = side * 1.0 / max(height, width)
-    return int(height * scale + 0.5), int(width * scale + 0.5)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def preprocess(

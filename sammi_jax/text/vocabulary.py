@@ -1,59 +1,141 @@
 """Class names and prompt templates: reading lists of them, synonyms, prompts."""
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, listed
+
+_PATH_LIKE = re.compile(r"[^,]*\.[A-Za-z]{2,5}|[~.]{0,2}[/\\][^,]*|[A-Za-z]:\\[^,]*")
+# What stands in files of class names that are not one name a line, and what to do about it.
+_WRONG_LINES = (
+    (re.compile(r"#.*"), "a comment"),
+    (re.compile(r"\d+\s*[:=,;\t].*"), "a number before the name"),
+    (re.compile(r".*[,;]"), "a name that ends with a separator"),
+    (re.compile(r'["\'].*["\'],?'), "a name in quotes"),
+)
 
 
 def parse_class_list(text: str) -> list[str]:
-    """Class names from ``"cat, dog"``, or from a text file with one name a line (``names.txt``).
+    """Class names from ``"cat, dog"``, or from a file (`read_class_file`), whatever its suffix.
 
     Commas separate names in the first form, and synonyms of a name in a file (`first_synonym`).
 
     Raises:
-        SammiError: there is no name, a name occurs twice, or the file cannot be read.
+        SammiError: there is no name, a name occurs twice, or the text is a path but no file that
+            can be read.
     """
-    if text.strip().endswith(".txt"):
-        return read_class_file(text.strip())
+    text = text.strip()
+    if _is_file(text):
+        return read_class_file(text)
+    if _PATH_LIKE.fullmatch(text):
+        raise SammiError(
+            f"{text}: no such file of class names; give a path that exists, or names such as "
+            '"cat, dog"'
+        )
     return check_class_names(text.split(","))
 
 
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a null byte
+        return False
+
+
 def read_class_file(path: str | Path) -> list[str]:
-    """Class names from a UTF-8 file with one name a line, synonyms after ``", "``.
+    """Class names from a UTF-8 file: one name a line, synonyms after ``", "``; or a JSON list.
 
     Raises:
-        SammiError: there is no name, a name occurs twice, or the file cannot be read.
+        SammiError: there is no name, a name occurs twice, the file cannot be read, or a line is
+            no name; the message shows the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SammiError(f"{path}: cannot be read as a list of class names ({error})") from error
-    return check_class_names(text.splitlines())
+    try:
+        if Path(path).suffix.lower() == ".json" or text.lstrip().startswith(("[", "{")):
+            return check_class_names(_json_names(text))
+        return check_class_names(_line_names(text))
+    except SammiError as error:
+        raise SammiError(f"{path}: {error}") from error
 
 
-def check_class_names(names: Iterable[str]) -> list[str]:
+def _json_names(text: str) -> list[Any]:
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise SammiError(f"is not valid JSON ({error}); give a list of names") from error
+    if isinstance(names, dict) and list(names) == [str(index) for index in range(len(names))]:
+        names = list(names.values())
+    if not isinstance(names, list):
+        raise SammiError('give a JSON list of names, such as ["wall", "sky"]')
+    return names
+
+
+def _line_names(text: str) -> list[str]:
+    """The lines; a label is a line number, so that none may be left out but those at the end."""
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    for number, line in enumerate(lines, 1):
+        wrong = "no name" if not line else next(
+            (what for pattern, what in _WRONG_LINES if pattern.fullmatch(line)), None
+        )  # fmt: skip
+        if wrong:
+            raise SammiError(f"line {number}, {line!r}, is {wrong}; write one name a line")
+    if len(lines) == 1 and "," in lines[0]:
+        raise SammiError(
+            f"its only line, {lines[0]!r}, is one class with synonyms; write one name a line"
+        )
+    return lines
+
+
+def check_class_names(names: Iterable[Any]) -> list[str]:
     """The names without surrounding space; blank ones are left out.
 
     Names that differ only in case or spacing count as equal, because the tokenizer ignores both.
+    Names whose prompts are equal, such as "crane, bird" and "crane, machine", give a warning: the
+    model cannot tell them apart.
+
+    Args:
+        names: one a class, or one text with commas between them.
 
     Raises:
-        SammiError: there is no name, or a name occurs twice.
+        SammiError: there is no name, a name occurs twice, or one is not a string.
     """
-    stripped = [name.strip() for name in names]
-    kept = [name for name in stripped if name]
+    given = list(names.split(",") if isinstance(names, str) else names)
+    other = [name for name in given if not isinstance(name, str)]
+    if other:
+        raise SammiError(f"class names must be strings; {other[0]!r} is none")
+    kept = [name.strip() for name in given if name.strip()]
     if not kept:
         raise SammiError('the class list is empty: name at least one class, as in "cat, dog"')
+    twice = _repeated(kept, lambda name: name)
+    if twice:
+        raise SammiError(f"the class list names {', '.join(twice)} more than once: name each once")
+    same = _repeated(kept, first_synonym)
+    if same:
+        warnings.warn(
+            f"classes whose first synonym is that of another: {listed(same)}; only the first "
+            "synonym is asked for, so the model cannot tell them apart",
+            stacklevel=2,
+        )
+    return kept
+
+
+def _repeated(names: Sequence[str], part: Callable[[str], str]) -> list[str]:
+    """Names of which that part occurs before, as the tokenizer sees it."""
     seen: set[str] = set()
     twice: list[str] = []
-    for name in kept:
-        key = " ".join(name.casefold().split())
+    for name in names:
+        key = " ".join(part(name).casefold().split())
         if key in seen and name not in twice:
             twice.append(name)
         seen.add(key)
-    if twice:
-        raise SammiError(f"the class list names {', '.join(twice)} more than once: name each once")
-    return kept
+    return twice
 
 
 def first_synonym(name: str) -> str:

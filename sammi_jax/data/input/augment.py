@@ -11,10 +11,29 @@ import grain
 import numpy as np
 from PIL import Image
 
+from sammi_jax.data.checks import check_label
 from sammi_jax.images import crop_square, resize_short_side
 from sammi_jax.typing import NpArray
 
 PAD_VALUE = 128  # of the pixels of a crop that lie outside the image
+
+
+@dataclass(frozen=True)
+class CheckLabel(grain.transforms.Map):
+    """Stops a training whose labels do not fit (`sammi_jax.data.checks`); changes nothing."""
+
+    dataset: str
+    num_classes: int
+    ignore_label: int
+
+    def map(  # pyright: ignore[reportIncompatibleMethodOverride]  (Grain says None)
+        self, element: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The example."""
+        name = f"{self.dataset}: {element['file_name']}"
+        label, image = element["label"], element["image"]
+        check_label(label, image, self.num_classes, self.ignore_label, name)
+        return element
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,16 @@ class Report:
         return random_miou(self.pixels)
 
     @property
+    def is_mask(self) -> bool:
+        """Whether all that the labels hold is class 0 and the ignored value: masks of 0 and 255."""
+        present = np.flatnonzero(self.pixels)
+        return len(self.pixels) > 1 and self.ignored > 0 and present.tolist() == [0]
+
+    @property
     def sound(self) -> bool:
-        """Whether an evaluation can use the set: all sizes agree and every label value is known."""
-        return not self.sizes_differ and not self.outside
+        """Whether an evaluation can use the set: its numbers would say something of the model."""
+        wrong = self.sizes_differ or self.outside or self.is_mask or len(self.pixels) < 2
+        return not wrong
 
 
 def examine(

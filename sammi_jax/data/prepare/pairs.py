@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.files import one_line, walk_files
 
 Key = tuple[str, ...]
 Index = Mapping[Key, tuple[Path, ...]]
@@ -106,7 +106,7 @@ def _matches(source: Path, template: str) -> Index:
     folder = re.split(r"[{*]", template)[0].rpartition("/")[0]
     pattern = re.compile(_regular_expression(template))
     found: dict[Key, tuple[Path, ...]] = {}
-    for path in sorted((source / folder).rglob("*")):
+    for path in walk_files(source / folder):
         match = pattern.fullmatch(path.relative_to(source).as_posix())
         if match:
             key = match.groups()

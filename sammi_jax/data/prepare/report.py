@@ -25,6 +25,16 @@ def report_lines(report: Report, titles: Sequence[str], published: float | None)
     if report.outside:
         found = [f"{value} ({count:,} pixels)" for value, count in sorted(report.outside.items())]
         lines.append(f"  WRONG: values that are no class: {listed(found)}")
+    if report.is_mask:
+        lines.append(
+            "  WRONG: the labels hold class 0 and the ignored value alone, as masks of 0 and 255 "
+            "do: write 1 where they have 255"
+        )
+    if len(titles) == 1:
+        lines.append(
+            "  WRONG: with one class every prediction is right; name a class for the other pixels, "
+            "such as background"
+        )
     if report.absent:
         names = [titles[index] for index in report.absent]
         lines.append(f"  {len(names)} of {len(titles)} classes never occur: {listed(names)}")

@@ -8,7 +8,7 @@ from typing import Any, cast
 from sammi_jax.config.experiment import OPENSHAPES, DataConfig, SegmentConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.catalogue import Dataset, open_dataset
-from sammi_jax.data.input.augment import TrainCrop, WholeImage
+from sammi_jax.data.input.augment import CheckLabel, TrainCrop, WholeImage
 from sammi_jax.data.input.embeddings import FORMAT, CacheInfo, SamCache, check_same, pixels_digest
 from sammi_jax.data.input.pipeline import in_order
 from sammi_jax.errors import SammiError
@@ -46,7 +46,7 @@ def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, lis
             f"{data.name}: several texts share a class, so it can only be evaluated on"
         )
     crop = TrainCrop(size, dataset.ignore_label) if is_random(data) else WholeImage(size)
-    return dataset, [crop]
+    return dataset, [CheckLabel(data.name, dataset.num_classes, dataset.ignore_label), crop]
 
 
 def describe_embeddings(
