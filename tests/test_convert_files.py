@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
@@ -158,6 +159,16 @@ def write_openclip_training_checkpoint(model, folder):
     return folder / "epoch_32.pt"
 
 
+def write_openclip_with_model_file(model, folder):
+    write_openclip_folder(model, folder)
+    description = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    (folder / "open_clip_config.json").unlink()
+    (folder / "ViT-S-4.json").write_text(json.dumps(description))  # as in its model_configs
+    (folder / "params.json").write_text('{"lr": 1e-3}')
+    (folder / "open_clip_pytorch_model.bin").rename(folder / "epoch_1.pt")
+    return folder / "epoch_1.pt"
+
+
 CLIP_WRITERS = {
     "Hugging Face safetensors": (write_hf_safetensors, "huggingface"),
     "Hugging Face shards": (write_hf_sharded, "huggingface"),
@@ -166,6 +177,7 @@ CLIP_WRITERS = {
     "OpenAI state dict": (write_openai_state_dict, "openai"),
     "OpenCLIP folder": (write_openclip_folder, "openclip"),
     "OpenCLIP training checkpoint": (write_openclip_training_checkpoint, "openclip"),
+    "OpenCLIP checkpoint and model file": (write_openclip_with_model_file, "openclip"),
 }
 
 
@@ -497,3 +509,52 @@ def test_training_sammi_begins_at_catsegs_loss(catseg_folder, sam_file, tmp_path
         if path.startswith("dmi/"):
             params[path] += rng.normal(0, 0.1, params[path].shape).astype("f")
     assert float(losses(params)["segmentation_loss"]) != pytest.approx(alone, rel=1e-3)
+
+
+def test_what_openclip_s_files_say_is_obeyed_or_refused(tmp_path, clip_reference, capsys):
+    source = write_openclip_with_model_file(clip_reference, tmp_path)
+    file = tmp_path / "ViT-S-4.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"quick_gelu": False}))
+    assert convert("clip", source, tmp_path / "gelu") == 0
+    assert describe(tmp_path / "gelu").config.activation == "gelu"
+    (tmp_path / "other.json").write_text(file.read_text())
+    assert convert("clip", source, tmp_path / "two") == 1
+    assert "ViT-S-4.json, other.json lie beside it" in capsys.readouterr().err
+    (tmp_path / "other.json").unlink()
+    timm = described["vision_cfg"] | {"timm_model_name": "vit_base"}
+    file.write_text(json.dumps(described | {"vision_cfg": timm}))
+    assert convert("clip", source, tmp_path / "timm") == 1
+    assert "has timm_model_name, which cannot be converted" in capsys.readouterr().err
+    file.rename(tmp_path / "epoch_1.json").write_text('{"architecture": "ViT"}')
+    assert convert("clip", source, tmp_path / "unknown") == 1
+    assert "the JSON file beside it describes no CLIP" in capsys.readouterr().err
+
+
+def test_what_the_tensors_do_not_tell_can_be_said(tmp_path, clip_reference, capsys):
+    source = write_openai_state_dict(clip_reference, tmp_path)
+    options = ("--activation", "gelu", "--vision-heads", 4, "--text-heads", 2)
+    assert convert("clip", source, tmp_path / "clip", *options) == 0
+    config = describe(tmp_path / "clip").config
+    assert (config.activation, config.vision.num_heads, config.text.num_heads) == ("gelu", 4, 2)
+    assert convert("clip", tmp_path / "clip", tmp_path / "again", "--activation", "gelu") == 1
+    assert "a model folder says its activation itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.index_fill_(0, torch.tensor([0]), math.nan), "values are NaN or infinite"),
+        (lambda t: t.index_fill_(0, torch.tensor([0]), -math.inf), "values are NaN or infinite"),
+        (lambda t: t.to(torch.int8), "holds int8; is the checkpoint quantized?"),
+    ],
+)
+def test_impossible_weights_are_refused(tmp_path, clip_reference, capsys, change, words):
+    state = openai_state(clip_reference, half=False)
+    state["ln_final.weight"] = change(state["ln_final.weight"].clone())
+    torch.save(state, tmp_path / "clip.pt")
+    assert convert("clip", tmp_path / "clip.pt", tmp_path / "clip") == 1
+    error = capsys.readouterr().err
+    assert "clip.pt: the checkpoint does not fit the model: no weights (1): ln_final.weight" in error
+    assert words in error
+    assert not (tmp_path / "clip").exists()

@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from safetensors.numpy import save_file
 
 from sammi_jax.convert import sam as convert_sam
+from sammi_jax.convert.api import read_source
 from sammi_jax.convert.rules import apply_rules, invert_rules
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sam.sam import Sam
@@ -128,3 +130,27 @@ def test_irregular_global_blocks_are_refused():
 def test_unknown_override(tensors):
     with pytest.raises(SammiError, match="did you mean decoder_heads"):
         convert_sam.rules_for(tensors, overrides={"decoder_head": 2})
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        ("image_encoder.patch_embed.seq.0.c.weight", "MobileSAM"),
+        ("mask_decoder.hf_token.weight", "SAM-HQ"),
+        ("image_encoder.trunk.pos_embed", "SAM 2"),
+    ],
+)
+def test_relatives_are_named(tmp_path, key, title):
+    keys = ("image_encoder.patch_embed.proj.weight", "mask_decoder.iou_token.weight", key)
+    save_file({name: np.zeros(2, np.float32) for name in keys}, tmp_path / "sam.safetensors")
+    with pytest.raises(SammiError, match=rf"sam\.safetensors: is a {title} checkpoint, another"):
+        read_source(tmp_path / "sam.safetensors", ("sam",))
+
+
+def test_resized_positions_are_named(tensors):
+    resized = meta_tensors(tensors)
+    key = "image_encoder.pos_embed"
+    batch, height, width, channels = resized[key].shape
+    resized[key] = np.zeros((batch, 2 * height, 2 * width, channels), np.float32)
+    with pytest.raises(SammiError, match="a SAM of another input size"):
+        convert_sam.rules_for(resized)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from sammi_jax.convert import torch_file
-from sammi_jax.convert.torch_file import read_tensors
+from sammi_jax.convert.torch_file import plain_keys, read_tensors
 from sammi_jax.errors import SammiError
 
 
@@ -37,7 +37,7 @@ def assert_same(found, state):
 
 
 @pytest.mark.parametrize("wrapper", [None, "model", "state_dict", "model_state_dict"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.model.", "model.sam."])
 def test_pickled_state_dict(tmp_path, state, wrapper, prefix):
     named = {prefix + key: value for key, value in state.items()}
     torch.save({wrapper: named, "iteration": 3} if wrapper else named, tmp_path / "m.pth")
@@ -45,6 +45,20 @@ def test_pickled_state_dict(tmp_path, state, wrapper, prefix):
     assert_same(found.tensors, state)
     assert found.format == "torch"
     assert found.sha256 == hashlib.sha256((tmp_path / "m.pth").read_bytes()).hexdigest()
+
+
+def test_prefixes_go_in_safetensors_too_and_only_if_all_share_them(tmp_path, state):
+    named = {"_orig_mod.model.module." + key: value for key, value in state.items()}
+    save_file(named, tmp_path / "m.safetensors")
+    found = read_tensors(tmp_path / "m.safetensors")
+    assert_same(found.tensors, state)
+    assert found.dtypes.keys() == state.keys()
+    assert plain_keys(["model.a", "head.b"]) == {"model.a": "model.a", "head.b": "head.b"}
+    assert plain_keys(["a._orig_mod.b"]) == {"a._orig_mod.b": "a.b"}
+    twice = {key: torch.zeros(2) for key in ("a.b", "a._orig_mod.b")}
+    save_file(twice, tmp_path / "twice.safetensors")
+    with pytest.raises(SammiError, match="holds the same weights twice"):
+        read_tensors(tmp_path / "twice.safetensors")
 
 
 def test_legacy_pickle_without_zip(tmp_path, state):

@@ -1,6 +1,7 @@
 """``sammi convert``: make a model folder of a checkpoint."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ examples:
   sammi convert catseg model_base.pth weights/catseg --tokenizer clip-vit-base-patch16/
   sammi convert sammi weights/catseg weights/sammi --sam sam_vit_b_01ec64.pth
   sammi convert sammi runs/sammi weights/trained"""
+
+
+_CLIP_FIELDS = ("activation", "vision_heads", "text_heads")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -63,6 +67,14 @@ def add_parser(subparsers: Any) -> None:
         help='for catseg and sammi: a text file with one prompt template a line, such as "a photo '
         'of a {}"; a checkpoint that was trained with several templates needs it',
     )
+    told = parser.add_argument_group(
+        "what a CLIP's tensors do not tell", "They come before what a file beside SRC says."
+    )
+    told.add_argument(
+        "--activation", choices=("quick_gelu", "gelu"), help="OpenAI: quick_gelu; OpenCLIP: gelu"
+    )
+    told.add_argument("--vision-heads", type=int, metavar="N", help="heads of the image tower")
+    told.add_argument("--text-heads", type=int, metavar="N", help="heads of the text tower")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
@@ -89,6 +101,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.templates and args.kind not in ("catseg", "sammi"):
         args.wrong_use(f"--templates goes with catseg and sammi, not with {args.kind}")
+    fields = {name: getattr(args, name) for name in _CLIP_FIELDS if getattr(args, name)}
+    if fields and args.kind not in ("clip", "sammi"):
+        args.wrong_use(f"{_flags(fields)} goes with a CLIP, not with {args.kind}")
 
     from sammi_jax.convert.api import convert
     from sammi_jax.text.vocabulary import read_template_file
@@ -102,13 +117,20 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=args.tokenizer,
         templates=None if args.templates is None else read_template_file(args.templates),
         dtype=args.dtype,
+        clip_fields=fields,
     )
     _say(args, describe(folder))
     return 0
 
 
+def _flags(fields: Iterable[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in fields)
+
+
 def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) -> int:
-    if args.sam or args.clip or args.tokenizer or args.templates or args.dtype != "float32":
+    others = (args.sam, args.clip, args.tokenizer, args.templates)
+    others += tuple(getattr(args, name) for name in _CLIP_FIELDS)
+    if any(others) or args.dtype != "float32":
         args.wrong_use(
             "a checkpoint of 'sammi train' has its towers, tokenizer, templates and dtype: give no "
             "other option; to change them, convert the model folder that this makes"

@@ -11,7 +11,7 @@ import numpy as np
 
 from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig, check_config
 from sammi_jax.convert import catseg, clip, sam
-from sammi_jax.convert.families import family_of
+from sammi_jax.convert.families import family_of, relative_of
 from sammi_jax.convert.rules import apply_rules
 from sammi_jax.convert.sammi import assemble
 from sammi_jax.convert.torch_file import read_tensors
@@ -73,6 +73,7 @@ def convert(
     tokenizer: str | Path | None = None,
     templates: Sequence[str] | None = None,
     dtype: str = "float32",
+    clip_fields: Mapping[str, Any] | None = None,
 ) -> Path:
     """Make a model folder from a checkpoint and return its path.
 
@@ -88,6 +89,8 @@ def convert(
         templates: for "catseg" and "sammi": the prompt templates of a class, in the order of the
             cost map's channels; None: what the checkpoint's description says, or CAT-Seg's own.
         dtype: of the stored parameters, "float32", "bfloat16" or "float16".
+        clip_fields: what the shapes of a CLIP do not tell: any of ``activation``,
+            ``vision_heads``, ``text_heads`` and ``eps``; they come before what a file says.
 
     Raises:
         SammiError: one of the arguments cannot be used. Nothing is written then.
@@ -109,9 +112,9 @@ def convert(
     destination = check_destination(destination)
     initialized: list[str] = []
     if kind == "sammi" and not is_whole:
-        model, initialized = _put_together(source, cast(Path, sam), templates)
+        model, initialized = _put_together(source, cast(Path, sam), templates, clip_fields)
     else:
-        model = read_source(source, (kind,), templates)
+        model = read_source(source, (kind,), templates, clip_fields)
         if is_model_folder(source):
             initialized = read_meta(source).get("initialized", [])
     words = None if kind == "sam" else _find_tokenizer(model.config, source, clip, tokenizer)
@@ -129,7 +132,10 @@ def convert(
 
 
 def read_source(
-    path: str | Path, kinds: Sequence[Kind], templates: Sequence[str] | None = None
+    path: str | Path,
+    kinds: Sequence[Kind],
+    templates: Sequence[str] | None = None,
+    clip_fields: Mapping[str, Any] | None = None,
 ) -> Converted:
     """A checkpoint or model folder of one of ``kinds``, as our parameters.
 
@@ -137,6 +143,7 @@ def read_source(
         path: of the checkpoint or folder.
         kinds: the kinds to accept.
         templates: prompt templates that replace a segmenter's.
+        clip_fields: of a CLIP, as for `convert`.
 
     Raises:
         SammiError: the checkpoint is unreadable, of another kind, has other tensors than its table
@@ -144,6 +151,8 @@ def read_source(
     """
     path = find_model(path)
     if is_model_folder(path):
+        if clip_fields:
+            raise SammiError(f"{path}: a model folder says its {', '.join(clip_fields)} itself")
         found = read_model(path, kinds)
         config = _with_templates(path, found.config, templates)
         return Converted(found.kind, config, found.params, read_origin(found.meta))
@@ -152,6 +161,10 @@ def read_source(
     overrides = None
     if templates is not None and kind == "catseg":
         overrides = {"templates": tuple(templates)}
+    if clip_fields:
+        if kind != "clip":
+            raise SammiError(f"{path}: {', '.join(clip_fields)} go with a CLIP; this is a {kind}")
+        overrides = clip_fields
     try:
         source = _RULES[kind](
             checkpoint.tensors, config_json=checkpoint.config_json, overrides=overrides
@@ -192,6 +205,9 @@ def _with_templates(
 
 
 def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
+    other = relative_of(keys)
+    if other is not None:
+        raise SammiError(f"{path}: is a {other} checkpoint, another model; give Meta's SAM")
     family = family_of(keys)
     if family is None:
         if len(kinds) == 1:
@@ -209,9 +225,13 @@ def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind
 
 
 def _put_together(
-    source: str | Path, sam: str | Path, templates: Sequence[str] | None
+    source: str | Path,
+    sam: str | Path,
+    templates: Sequence[str] | None,
+    clip_fields: Mapping[str, Any] | None,
 ) -> tuple[Converted, list[str]]:
-    base, masks = read_source(source, ("clip", "catseg"), templates), read_source(sam, ("sam",))
+    base = read_source(source, ("clip", "catseg"), templates, clip_fields)
+    masks = read_source(sam, ("sam",))
     config, params, initialized = assemble(
         cast(ClipConfig | SegmenterConfig, base.config),
         base.params,

@@ -54,7 +54,7 @@ def rules_for(
     """
     names = detect_key_names(tensors)
     config = infer_config(tensors, names, config_json=config_json, overrides=overrides)
-    name = "openclip" if "model_cfg" in (config_json or {}) else names.name
+    name = names.name if _open_clip_model(config_json) is None else "openclip"
     return Source(config, clip_rules(config, names), ignored_keys(tensors, names), name)
 
 
@@ -106,18 +106,40 @@ def _described(config_json: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the file beside the checkpoint says, by the names of our fields."""
     if config_json is None:
         return {}
-    if "model_cfg" in config_json:
-        return _described_by_openclip(config_json["model_cfg"])
+    model = _open_clip_model(config_json)
+    if model is not None:
+        return _described_by_openclip(model)
+    if not {"vision_config", "text_config", "model_type"} & set(config_json):
+        raise SammiError(
+            "the JSON file beside it describes no CLIP: it has neither vision_cfg (OpenCLIP) nor "
+            "vision_config (Hugging Face); remove it, or give the one that belongs to the weights"
+        )
     return _described_by_hugging_face(config_json)
+
+
+def _open_clip_model(config_json: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """OpenCLIP's description, alone as in its model_configs or inside open_clip_config.json."""
+    config = config_json or {}
+    if "model_cfg" in config:
+        return config["model_cfg"]
+    return config if {"vision_cfg", "text_cfg"} <= set(config) else None
 
 
 def _described_by_openclip(model: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that are absent have the defaults of open_clip's CLIPVisionCfg and CLIPTextCfg."""
     vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
     for section, ours in ((vision, "tok"), (text, "argmax")):
+        other = sorted(
+            key for key in section
+            if key in ("act_kwargs", "norm_kwargs") or key.endswith("_model_name")
+        )  # fmt: skip
+        if other:
+            raise SammiError(f"OpenCLIP's description has {other[0]}, which cannot be converted")
         pooling = section.get("pool_type", ours)
         if pooling != ours:  # the same tensors, but another token is the feature
-            raise SammiError(f"open_clip_config.json: pool_type is {pooling}; only {ours} is known")
+            raise SammiError(
+                f"OpenCLIP's description: pool_type is {pooling}; only {ours} is known"
+            )
     return {
         "vision_heads": vision.get("width", 768) // vision.get("head_width", 64),
         "text_heads": text.get("heads", 8),
@@ -165,7 +187,8 @@ def _guess_activation(tensors: Tensors, names: KeyNames) -> str:
     if names.name != "catseg" and names.prefix + "input_resolution" not in tensors:
         warnings.warn(
             "this CLIP checkpoint does not say its activation; it is assumed to be OpenAI's "
-            "quick_gelu. Most OpenCLIP models have gelu: put their open_clip_config.json beside it",
+            "quick_gelu. Most OpenCLIP models have gelu: put their open_clip_config.json beside "
+            "it, or say --activation gelu",
             stacklevel=3,
         )
     return "quick_gelu"

@@ -29,6 +29,24 @@ _FAMILIES = (
 )
 
 
+# Models with parts of the same names that are other models, by keys that only they have.
+_RELATIVES = (
+    ("MobileSAM", "image_encoder.patch_embed.seq."),
+    ("SAM-HQ", "mask_decoder.hf_token."),
+    ("SAM 2", "image_encoder.trunk."),
+    ("SAM 2 (Hugging Face)", "vision_encoder.backbone."),
+)
+
+
+def relative_of(keys: Iterable[str]) -> str | None:
+    """The name of a known model that looks like one of the families and is none, or None."""
+    keys = list(keys)
+    for title, mark in _RELATIVES:
+        if any(key.startswith(mark) for key in keys):
+            return title
+    return None
+
+
 def family_of(keys: Iterable[str]) -> Family | None:
     """The family of the keys, or None."""
     keys = list(keys)

@@ -113,7 +113,8 @@ def apply_rules(
     """Fill every parameter of ``expected`` (path -> shape and dtype) from ``tensors``.
 
     Raises:
-        SammiError: lists the missing, unknown, wrong-shaped and doubly used keys.
+        SammiError: lists the missing, unknown, wrong-shaped and doubly used keys, and those whose
+            values are no weights: NaN, infinite, or integers.
     """
     rules = list(rules)
     known = {rule.source for rule in rules} | set(ignored or {})
@@ -123,6 +124,7 @@ def apply_rules(
         "wrong shape": [],
         "filled twice": [],
         "not filled": [],
+        "no weights": [],
     }
     params: dict[str, np.ndarray] = {}
     filled: dict[str, set[int | None]] = {path: set() for path in expected}
@@ -137,12 +139,24 @@ def apply_rules(
         if rule.source in tensors:
             problem = _fill(params, rule, tensors[rule.source], expected[rule.target])
             problems["wrong shape"] += [problem] if problem else []
+    used = {rule.source: tensors[rule.source] for rule in rules if rule.source in tensors}
+    problems["no weights"] = [
+        f"{key} ({problem})" for key, tensor in used.items() if (problem := _no_weights(tensor))
+    ]
     problems["not filled"] = [
         path for path, want in expected.items() if not _is_full(filled[path], want.shape)
     ]
     if any(problems.values()):
         raise SammiError(_describe(problems))
     return params
+
+
+def _no_weights(tensor: np.ndarray) -> str | None:
+    """What keeps a tensor from being weights, if anything."""
+    if tensor.dtype.kind in "iub":
+        return f"holds {tensor.dtype.name}; is the checkpoint quantized?"
+    wrong = tensor.size - int(np.count_nonzero(np.isfinite(tensor)))
+    return f"{wrong:,} of {tensor.size:,} values are NaN or infinite" if wrong else None
 
 
 def _slot(rule: Rule) -> str:

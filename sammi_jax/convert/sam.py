@@ -165,6 +165,12 @@ def _stages(lengths: list[int], grid: int) -> tuple[int, int]:
     whole = [i for i, length in enumerate(lengths) if length == 2 * grid - 1]
     windowed = sorted({length for length in lengths if length != 2 * grid - 1})
     per_stage = len(lengths) // max(1, len(whole))
+    if not whole and len(windowed) > 1:
+        raise SammiError(
+            f"its relative positions are of a grid of {(windowed[-1] + 1) // 2} cells a side, the "
+            f"absolute ones of {grid}: a SAM of another input size, whose positions were resized "
+            "in part; convert the original checkpoint"
+        )
     if not whole or whole != list(range(per_stage - 1, len(lengths), per_stage)):
         raise SammiError(
             f"global attention in the blocks {whole} of {len(lengths)}: "

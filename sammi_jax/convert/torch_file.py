@@ -11,7 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ _FOLDER_FILES = (
 )
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
+# What training frameworks put before every key: DistributedDataParallel, Lightning and others.
+_PREFIXES = ("module.", "model.", "sam.", "clip.")
+_COMPILED = "_orig_mod."  # torch.compile, before any part of a key
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
@@ -62,7 +65,8 @@ class Checkpoint:
 def read_tensors(path: str | Path) -> Checkpoint:
     """Read a weights file, or a folder as Hugging Face and OpenCLIP write it.
 
-    A wrapper around the state dict (``{"model": ...}``) and a ``module.`` prefix are removed.
+    A wrapper around the state dict (``{"model": ...}``) is removed, and so are the prefixes that
+    training frameworks put before every key, however often.
 
     Raises:
         SammiError: the path does not exist, is not a checkpoint, is damaged, or is a pickle that
@@ -85,7 +89,22 @@ def read_tensors(path: str | Path) -> Checkpoint:
                 digest.update(block)
     if not tensors:
         raise SammiError(f"{path}: holds no tensors; give a file with weights")
+    names = plain_keys(tensors)
+    if len(set(names.values())) < len(names):
+        raise SammiError(f"{path}: holds the same weights twice, with {_COMPILED} and without")
+    tensors = {names[key]: value for key, value in tensors.items()}
+    dtypes = {names[key]: value for key, value in dtypes.items()}
     return Checkpoint(tensors, config_json, path, kind, digest.hexdigest(), dtypes)
+
+
+def plain_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Every key without the prefixes that all of them share, by the key as stored."""
+    plain = {key: key.replace(_COMPILED, "") for key in keys}
+    while prefix := next(
+        (p for p in _PREFIXES if all(name.startswith(p) for name in plain.values())), None
+    ):
+        plain = {key: name.removeprefix(prefix) for key, name in plain.items()}
+    return plain
 
 
 def _locate(path: Path) -> tuple[list[Path], Path | None]:
@@ -104,9 +123,30 @@ def _locate(path: Path) -> tuple[list[Path], Path | None]:
         raise SammiError(f"{path}: no such file or folder")
     if path.suffix not in _SUFFIXES:
         raise SammiError(f"{path}: not a checkpoint; expected a folder or {', '.join(_SUFFIXES)}")
-    beside = dict(_FOLDER_FILES).get(path.name)
-    config = _existing(path.with_suffix(".json"))
-    return [path], config or (_existing(path.with_name(beside)) if beside else None)
+    beside = dict(_FOLDER_FILES).get(path.name, "open_clip_config.json")
+    config = _existing(path.with_suffix(".json")) or _existing(path.with_name(beside))
+    return [path], config or _open_clip_description(path)
+
+
+def _open_clip_description(path: Path) -> Path | None:
+    """OpenCLIP's model file, whatever its name, if just one lies beside the checkpoint."""
+    found = [
+        file for file in sorted(path.parent.glob("*.json"))
+        if file.stat().st_size < 1 << 20 and _is_open_clip(file)
+    ]  # fmt: skip
+    if len(found) > 1:
+        raise SammiError(
+            f"{path}: {', '.join(file.name for file in found)} lie beside it, and each describes "
+            f"a CLIP; rename the right one to {path.with_suffix('.json').name}"
+        )
+    return found[0] if found else None
+
+
+def _is_open_clip(file: Path) -> bool:
+    try:
+        return {"vision_cfg", "text_cfg"} <= set(read_json(file))
+    except SammiError:  # some other file of the user's
+        return False
 
 
 def _existing(path: Path) -> Path | None:
@@ -234,14 +274,13 @@ def _numpy_globals() -> list[Any]:
 
 
 def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors of a loaded object, without its wrapper and ``module.`` prefix."""
+    """The tensors of a loaded object, without its wrapper."""
     if isinstance(state, Mapping):
         state = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), state)
     if not isinstance(state, Mapping) or not state:
         raise SammiError(f"{file}: holds a {type(state).__name__}, not a state dict")
-    prefix = "module." if all(str(key).startswith("module.") for key in state) else ""
     for key, value in state.items():
-        name = str(key).removeprefix(prefix)
+        name = str(key)
         if isinstance(value, torch.Tensor):
             yield name, _tensor_to_numpy(value, file, name, torch)
         elif isinstance(value, np.ndarray | np.generic | numbers.Number):
