@@ -2,7 +2,7 @@
 
 import sys
 
-from sammi_jax.cli.main import main
+from sammi_jax.cli.main import console
 
 if __name__ == "__main__":
-    sys.exit(main(["eval", *sys.argv[1:]]))
+    console(["eval", *sys.argv[1:]])

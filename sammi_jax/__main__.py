@@ -1,8 +1,6 @@
 """``python -m sammi_jax`` is the ``sammi`` command."""
 
-import sys
-
-from sammi_jax.cli.main import main
+from sammi_jax.cli.main import console
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -555,6 +555,8 @@ def test_impossible_weights_are_refused(tmp_path, clip_reference, capsys, change
     torch.save(state, tmp_path / "clip.pt")
     assert convert("clip", tmp_path / "clip.pt", tmp_path / "clip") == 1
     error = capsys.readouterr().err
-    assert "clip.pt: the checkpoint does not fit the model: no weights (1): ln_final.weight" in error
+    assert (
+        "clip.pt: the checkpoint does not fit the model: no weights (1): ln_final.weight" in error
+    )
     assert words in error
     assert not (tmp_path / "clip").exists()

@@ -52,8 +52,9 @@ class Dummy(Task[Net]):
     large; from ``sigterm`` on the machine asks for the end.
     """
 
-    def __init__(self, fail_at=None, poison=None, large=None, sigterm=None):
+    def __init__(self, fail_at=None, poison=None, large=None, sigterm=None, signal=signal.SIGTERM):
         self.fail_at, self.poison, self.large, self.sigterm = fail_at, poison, large, sigterm
+        self.signal = signal
 
     def make(self, rngs):
         return Net(rngs)
@@ -72,7 +73,9 @@ class Dummy(Task[Net]):
         if step == self.fail_at:
             raise KeyboardInterrupt
         if self.sigterm is not None and step >= self.sigterm:
-            os.kill(os.getpid(), signal.SIGTERM)  # again and again: the second changes nothing
+            os.kill(os.getpid(), self.signal)  # SIGTERM again and again: nothing changes
+            if self.signal == signal.SIGINT:  # a second one interrupts
+                self.sigterm = None
         rng = np.random.default_rng(step)
         x = rng.normal(size=(8, 5)).astype(np.float32)
         if step == self.poison:
@@ -286,10 +289,12 @@ def restores_sigterm():
 
 
 @pytest.mark.usefixtures("restores_sigterm")
-def test_sigterm_saves_and_ends(tmp_path, straight):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_and_end(tmp_path, straight, number):
     rare = replace(CONFIG, checkpoint_every=100)
-    with pytest.raises(PreemptedError, match=r"after step [123] of 4; the state is saved"):
-        train(Dummy(sigterm=0), rare, tmp_path)
+    asked = rf"asked to end \({number.name}\) after step [123] of 4; the state is saved"
+    with pytest.raises(PreemptedError, match=asked):
+        train(Dummy(sigterm=0, signal=number), rare, tmp_path)
     (saved,) = (int(p.name) for p in (tmp_path / "checkpoints").iterdir())
     assert [r["step"] for r in records(tmp_path)] == list(range(1, saved + 1))
     resumed = exported(train(Dummy(), rare, tmp_path))

@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sammi_jax import __version__
 from sammi_jax.cli import cache, convert, datasets, evaluate, inspect, segment, train
@@ -19,6 +19,8 @@ from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
 
 COMMANDS = (convert, datasets, inspect, segment, train, evaluate, cache, compile_command)
+
+_INTERRUPTED = 130
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.
@@ -63,7 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("sammi: interrupted", file=sys.stderr)
-        return 130
+        return _INTERRUPTED
+
+
+def console(argv: Sequence[str] | None = None) -> NoReturn:
+    """`main` as a program. After Ctrl-C it ends at once: JAX's threads may be in the middle of
+    something, and an orderly end would wait for them or crash.
+    """
+    code = main(argv)
+    if code == _INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
@@ -76,4 +90,4 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any, Literal, NoReturn
 
 EXIT_FAILED = 1
+EXIT_INTERRUPTED = 130  # as a shell says of a program that Ctrl-C ended
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h: the same command again resumes
 
 # How a process ended: its work is done; it was killed, or its watchdog is gone; it failed by an

@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 import warnings
 from contextlib import suppress
@@ -25,29 +26,44 @@ _MAX_BYTES = 1024  # of what process 0 tells the others at the start
 
 
 class Preemption:
-    """Whether the machine asked this job to end, by SIGTERM to any of its processes.
+    """Whether this job was asked to end: by SIGTERM to any of its processes, or by Ctrl-C.
 
     Inside the ``with`` block SIGTERM ends nothing. Once it came it never does, so that another
-    one cannot break what is being saved.
+    one cannot break what is being saved. A process alone takes a first Ctrl-C for SIGTERM; a second
+    one interrupts it.
+
+    Attributes:
+        cause: the signal's name.
     """
 
     def __init__(self):
+        self.cause = "SIGTERM"
         self._asked = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Preemption":
         # jax.distributed has a handler of its own, and Python takes signals in its main thread only
         if not jax.distributed.is_initialized() and (
             threading.current_thread() is threading.main_thread()
         ):
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._ask)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._previous is not None and not self._asked:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            if number == signal.SIGINT or not self._asked:
+                signal.signal(number, handler)
 
-    def _ask(self, *_: object) -> None:
+    def _ask(self, number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            if self._asked:
+                raise KeyboardInterrupt
+            print(
+                "\nsaving after this step; Ctrl-C again ends at once", file=sys.stderr, flush=True
+            )
+        if not self._asked:
+            self.cause = signal.Signals(number).name
         self._asked = True
 
     def reached(self, step: int) -> bool:

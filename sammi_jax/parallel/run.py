@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import one_line
-from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED
+from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED
 from sammi_jax.parallel.watchdog import watch
 
 
@@ -47,6 +47,11 @@ def run_job(program: str, options: argparse.Namespace, work: Callable[[], str]) 
             channel.fail("failed", one_line(error), text)
         print(text, file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(
+            f"{program}: interrupted; the same command resumes from what is saved", file=sys.stderr
+        )
+        return EXIT_INTERRUPTED
     except BaseException as error:
         if channel is not None:
             text = f"{type(error).__name__}: {one_line(error)}"

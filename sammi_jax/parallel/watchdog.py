@@ -154,9 +154,10 @@ class Watchdog:
                 self._verdict = self._judge()
         return self._finish(*self._verdict)
 
-    def _pass_on(self, number: int, _: object) -> None:
+    def _pass_on(self, *_: object) -> None:
+        """To a job a Ctrl-C is what SIGTERM is: JAX tells all processes of the latter alone."""
         if self._code is None:
-            os.kill(self._child, number)
+            os.kill(self._child, signal.SIGTERM)
 
     def _pulse(self) -> None:
         for link in tuple(self._links):

@@ -54,7 +54,7 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
     Raises:
         SammiError: the experiment does not fit the devices or the folder, every checkpoint is
             damaged, or the loss exploded.
-        PreemptedError: SIGTERM came; the state is saved.
+        PreemptedError: SIGTERM or a Ctrl-C came; the state is saved.
     """
     run = _Run(task, config, workdir)
     _claim(workdir, config)
@@ -143,8 +143,8 @@ class _Run:
                     checkpoints.save(state, scores)
                 if stop:
                     raise PreemptedError(
-                        f"asked to end (SIGTERM) after step {number} of {config.steps}; the state "
-                        "is saved, and the same command resumes from there"
+                        f"asked to end ({preemption.cause}) after step {number} of {config.steps}; "
+                        "the state is saved, and the same command resumes from there"
                     )
         checkpoints.wait()
         return state
