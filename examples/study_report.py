@@ -77,7 +77,7 @@ class Results:
     """What the study's runs have written.
 
     Attributes:
-        seeds: for which there is a control.
+        seeds: whose masks were measured, which is done last.
         images: evaluated.
         mask_images: of these, that masks of every kind were tried on.
         metric: the one that is compared: the harmonic mean of seen and unseen classes, or mIoU
@@ -87,8 +87,7 @@ class Results:
 
     def __init__(self, work: Path):
         self._work = work
-        self.seeds = sorted(int(p.parent.parent.name) for p in
-                            (work / "control").glob("*/eval-own/results.json"))  # fmt: skip
+        self.seeds = sorted(int(p.parent.name) for p in (work / FULL).glob("*/masks.json"))
         first = self.evaluation("control", self.seeds[0])
         self.images = first["num_images"]
         self.metric = "miou" if first.get("harmonic_mean") is None else "harmonic_mean"
