@@ -1,5 +1,6 @@
 """`docs/study.md` from the results of `make study`: tables, plots, verdicts."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import matplotlib.pyplot as plt
 
 FULL = "all+smagg"  # as users have it
 _ORDER = ("low", "high", "both", "smoothing", "all")
+_WIDTH = 120  # of the lines of prose
 _MEANING = {
     "control": "CAT-Seg, trained on for as long",
     "low": "low frequency: mask context into F_l and the cost map's embedding",
@@ -41,7 +43,10 @@ def write_report(work: Path, report: Path, title: str, about: str) -> None:
     seeds = ", ".join(map(str, results.seeds))
     sections = [
         f"# {title}",
-        about.format(images=results.images, seeds=seeds, mask_images=results.mask_images),
+        textwrap.fill(
+            about.format(images=results.images, seeds=seeds, mask_images=results.mask_images),
+            _WIDTH,
+        ),
         "## Verdicts\n\n" + verdicts(results),
         "## The parts of the injection\n\n" + variants_table(results),
         f"![gain of each part]({plots.name}/variants.png)",
@@ -306,10 +311,11 @@ def verdicts(results: Results) -> str:
             for claim, effect, needed in rows
         ],
     )
-    return (
-        f"{table}\n\nEffects are differences of the {results.score}, unless said. *Holds* and "
-        f"*does not hold*: in every seed. TSPP asks {saved:.0f}% fewer points than the grid."
+    notes = (
+        f"Effects are differences of the {results.score}, unless said. *Holds* and *does not hold*: "
+        f"in every seed. TSPP asks {saved:.0f}% fewer points than the grid."
     )
+    return f"{table}\n\n{textwrap.fill(notes, _WIDTH)}"
 
 
 def _verdict(values: Sequence[float], threshold: float) -> str:
