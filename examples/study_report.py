@@ -312,8 +312,8 @@ def verdicts(results: Results) -> str:
         ],
     )
     notes = (
-        f"Effects are differences of the {results.score}, unless said. *Holds* and *does not hold*: "
-        f"in every seed. TSPP asks {saved:.0f}% fewer points than the grid."
+        f"Effects are differences of the {results.score}, unless said. *Holds* and *does not "
+        f"hold*: in every seed. TSPP asks {saved:.0f}% fewer points than the grid."
     )
     return f"{table}\n\n{textwrap.fill(notes, _WIDTH)}"
 
