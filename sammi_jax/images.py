@@ -14,6 +14,7 @@ from sammi_jax.files import one_line
 from sammi_jax.typing import NpArray
 
 _16_BITS = 65535
+_DARK = 16  # of 255: an image whose values all lie below it was probably scaled wrongly
 SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
@@ -80,16 +81,16 @@ def _from_wide(values: NpArray, name: str) -> NpArray:
             f"{name}: its values go from {low:g} to {high:g}; scale them to 0 to 1 (floats), 0 to "
             "255, or 0 to 65535"
         )
-    if values.dtype == np.uint16 or high > 255:
+    if values.dtype.kind == "u" or high > 255:
         scale = 255 / _16_BITS
-        if 0 < high < _16_BITS / 16:
-            warnings.warn(
-                f"{name}: a 16-bit image whose largest value is {high:g} is nearly black; scale it "
-                "to 0 to 65535 if it should not be",
-                stacklevel=3,
-            )
     else:
         scale = 255.0 if is_float and high <= 1 else 1.0
+    if 0 < high * scale < _DARK:
+        warnings.warn(
+            f"{name}: its largest value, {high:g}, is nearly black among 0 to {255 / scale:g}; "
+            "scale its values if it should not be",
+            stacklevel=3,
+        )
     gray = np.round(values.astype(np.float64) * scale).astype(np.uint8)
     return np.repeat(gray[..., None], 3, axis=-1)
 

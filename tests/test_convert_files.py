@@ -526,9 +526,25 @@ def test_what_openclip_s_files_say_is_obeyed_or_refused(tmp_path, clip_reference
     file.write_text(json.dumps(described | {"vision_cfg": timm}))
     assert convert("clip", source, tmp_path / "timm") == 1
     assert "has timm_model_name, which cannot be converted" in capsys.readouterr().err
+    wide = described["vision_cfg"] | {"width": 256}
+    file.write_text(json.dumps(described | {"vision_cfg": wide}))
+    assert convert("clip", source, tmp_path / "wide") == 1
+    assert "another model: vision_cfg.width is 256 there and 128" in capsys.readouterr().err
     file.rename(tmp_path / "epoch_1.json").write_text('{"architecture": "ViT"}')
     assert convert("clip", source, tmp_path / "unknown") == 1
     assert "the JSON file beside it describes no CLIP" in capsys.readouterr().err
+
+
+def test_openclip_s_files_do_not_change_other_models(tmp_path, clip_reference):
+    write_openclip_with_model_file(clip_reference, tmp_path)
+    file = tmp_path / "ViT-S-4.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"quick_gelu": False}))
+    shutil.copy(file, tmp_path / "second.json")
+    openai = write_openai_state_dict(clip_reference, tmp_path)
+    assert convert("clip", openai, tmp_path / "openai") == 0
+    assert describe(tmp_path / "openai").config.activation == "quick_gelu"
+    torch.save(meta_tensors(sam_tensors(make_model(HfConfig(**SMALL)))), tmp_path / "sam.pth")
+    assert convert("sam", tmp_path / "sam.pth", tmp_path / "sam") == 0
 
 
 def test_what_the_tensors_do_not_tell_can_be_said(tmp_path, clip_reference, capsys):

@@ -60,10 +60,19 @@ def test_values_in_no_known_range_are_refused(tmp_path, value):
         load_image(tmp_path / "a.tif")
 
 
-def test_a_dark_sixteen_bit_image_gives_a_warning(tmp_path):
-    Image.fromarray(np.array([[0, 3000]], np.uint16)).save(tmp_path / "dark.png")
-    with pytest.warns(UserWarning, match=r"dark\.png: a 16-bit image whose largest value is 3000"):
-        assert load_image(tmp_path / "dark.png")[0, 1, 0] == 12
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.array([[0, 3000]], np.uint16), 12),
+        (np.array([[0, 9]], np.uint16), 0),
+        (np.array([[0, 1.004]], "f"), 1),
+        (np.array([[0, 15]], np.int32), 15),
+    ],
+)
+def test_an_image_that_is_nearly_black_gives_a_warning(tmp_path, values, expected):
+    Image.fromarray(values).save(tmp_path / "dark.tif")
+    with pytest.warns(UserWarning, match=r"dark\.tif: its largest value, .* is nearly black"):
+        assert load_image(tmp_path / "dark.tif")[0, 1, 0] == expected
 
 
 def test_exif_orientation_is_applied(tmp_path, colors):

@@ -263,6 +263,7 @@ def test_an_existing_path_is_read_whatever_its_name(tmp_path, name):
         ('{"wall": 0}', "give a JSON list of names"),
         ('["wall", 3]', "class names must be strings; 3 is none"),
         ("[wall]", "is not valid JSON"),
+        ('["wall", " ", "sky"]', "one of its names is empty"),
         ("", "the class list is empty"),
     ],
 )

@@ -17,10 +17,9 @@ from sammi_jax import __version__
 from sammi_jax.cli import cache, convert, datasets, evaluate, inspect, segment, train
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
+from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
 COMMANDS = (convert, datasets, inspect, segment, train, evaluate, cache, compile_command)
-
-_INTERRUPTED = 130
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.
@@ -65,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("sammi: interrupted", file=sys.stderr)
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def console(argv: Sequence[str] | None = None) -> NoReturn:
@@ -73,7 +72,7 @@ def console(argv: Sequence[str] | None = None) -> NoReturn:
     something, and an orderly end would wait for them or crash.
     """
     code = main(argv)
-    if code == _INTERRUPTED:
+    if code == EXIT_INTERRUPTED:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

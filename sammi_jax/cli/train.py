@@ -11,7 +11,7 @@ _DESCRIPTION = """\
 Train an experiment. Where DIR holds checkpoints, training resumes from the newest one. The trained
 model folder is DIR/model (docs/training.md)."""
 _EPILOG = """\
-Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM came and the state is saved,
+Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM or Ctrl-C came and the state is saved,
 or a process of the job was lost: run the same command again (in all processes) to resume.
 
 example:

@@ -14,7 +14,7 @@ from sammi_jax.convert import catseg, clip, sam
 from sammi_jax.convert.families import family_of, relative_of
 from sammi_jax.convert.rules import apply_rules
 from sammi_jax.convert.sammi import assemble
-from sammi_jax.convert.torch_file import read_tensors
+from sammi_jax.convert.torch_file import open_clip_description, read_tensors
 from sammi_jax.errors import SammiError
 from sammi_jax.files import check_destination
 from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
@@ -158,7 +158,9 @@ def read_source(
         return Converted(found.kind, config, found.params, read_origin(found.meta))
     checkpoint = read_tensors(path)
     kind = _kind_of(path, checkpoint.tensors, kinds)
-    overrides = None
+    config_json, overrides = checkpoint.config_json, None
+    if kind == "clip" and config_json is None and not clip.is_openai(checkpoint.tensors):
+        config_json = open_clip_description(path)
     if templates is not None and kind == "catseg":
         overrides = {"templates": tuple(templates)}
     if clip_fields:
@@ -166,9 +168,7 @@ def read_source(
             raise SammiError(f"{path}: {', '.join(clip_fields)} go with a CLIP; this is a {kind}")
         overrides = clip_fields
     try:
-        source = _RULES[kind](
-            checkpoint.tensors, config_json=checkpoint.config_json, overrides=overrides
-        )
+        source = _RULES[kind](checkpoint.tensors, config_json=config_json, overrides=overrides)
         expected = expected_params(source.config)
         params = apply_rules(checkpoint.tensors, source.rules, expected, source.ignored)
     except SammiError as error:

@@ -74,6 +74,7 @@ def infer_config(
             f"CLIP with the activation {known['activation']}: only quick_gelu and gelu are known"
         )
     shapes = _our_shapes(tensors, names)
+    _check_described(config_json, shapes)
     width = shapes["vision/patch_embed/projection/kernel"][1]
     patch_size, grid_size = _squares(shapes)
     vocab_size, text_width = shapes["text/token_embedding"]
@@ -115,6 +116,28 @@ def _described(config_json: Mapping[str, Any] | None) -> dict[str, Any]:
             "vision_config (Hugging Face); remove it, or give the one that belongs to the weights"
         )
     return _described_by_hugging_face(config_json)
+
+
+def _check_described(
+    config_json: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """OpenCLIP's description must be of these weights: heads follow from its widths."""
+    model = _open_clip_model(config_json)
+    if model is None:
+        return
+    found = {
+        "vision_cfg.width": shapes["vision/patch_embed/projection/kernel"][1],
+        "text_cfg.width": shapes["text/token_embedding"][1],
+        "embed_dim": shapes["vision/projection/kernel"][1],
+    }
+    for name, value in found.items():
+        section, _, field = name.rpartition(".")
+        said = (model.get(section, {}) if section else model).get(field, value)
+        if said != value:
+            raise SammiError(
+                f"OpenCLIP's description is of another model: {name} is {said} there and {value} "
+                "in the weights"
+            )
 
 
 def _open_clip_model(config_json: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
@@ -182,9 +205,14 @@ def _described_by_hugging_face(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def is_openai(tensors: Tensors) -> bool:
+    """Whether it is one of OpenAI's own files, whose activation and heads are known."""
+    return any(key.endswith("input_resolution") for key in tensors)
+
+
 def _guess_activation(tensors: Tensors, names: KeyNames) -> str:
     """OpenAI's QuickGELU; OpenCLIP's own models have the exact GELU under the same names."""
-    if names.name != "catseg" and names.prefix + "input_resolution" not in tensors:
+    if names.name != "catseg" and not is_openai(tensors):
         warnings.warn(
             "this CLIP checkpoint does not say its activation; it is assumed to be OpenAI's "
             "quick_gelu. Most OpenCLIP models have gelu: put their open_clip_config.json beside "

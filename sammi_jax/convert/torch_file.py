@@ -123,30 +123,38 @@ def _locate(path: Path) -> tuple[list[Path], Path | None]:
         raise SammiError(f"{path}: no such file or folder")
     if path.suffix not in _SUFFIXES:
         raise SammiError(f"{path}: not a checkpoint; expected a folder or {', '.join(_SUFFIXES)}")
-    beside = dict(_FOLDER_FILES).get(path.name, "open_clip_config.json")
-    config = _existing(path.with_suffix(".json")) or _existing(path.with_name(beside))
-    return [path], config or _open_clip_description(path)
+    beside = dict(_FOLDER_FILES).get(path.name)
+    config = _existing(path.with_suffix(".json"))
+    return [path], config or (_existing(path.with_name(beside)) if beside else None)
 
 
-def _open_clip_description(path: Path) -> Path | None:
-    """OpenCLIP's model file, whatever its name, if just one lies beside the checkpoint."""
-    found = [
-        file for file in sorted(path.parent.glob("*.json"))
-        if file.stat().st_size < 1 << 20 and _is_open_clip(file)
-    ]  # fmt: skip
-    if len(found) > 1:
+def open_clip_description(path: Path) -> dict[str, Any] | None:
+    """OpenCLIP's model file beside a CLIP checkpoint, whatever its name; None: there is none.
+
+    Raises:
+        SammiError: there are several.
+    """
+    if path.is_dir():
+        return None
+    described = {
+        file.name: found
+        for file in sorted(path.parent.glob("*.json"))
+        if file.stat().st_size < 1 << 20 and (found := _open_clip(file)) is not None
+    }
+    if len(described) > 1:
         raise SammiError(
-            f"{path}: {', '.join(file.name for file in found)} lie beside it, and each describes "
-            f"a CLIP; rename the right one to {path.with_suffix('.json').name}"
+            f"{path}: {', '.join(described)} lie beside it, and each describes a CLIP; rename the "
+            f"right one to {path.with_suffix('.json').name}"
         )
-    return found[0] if found else None
+    return next(iter(described.values()), None)
 
 
-def _is_open_clip(file: Path) -> bool:
+def _open_clip(file: Path) -> dict[str, Any] | None:
     try:
-        return {"vision_cfg", "text_cfg"} <= set(read_json(file))
+        found = read_json(file)
     except SammiError:  # some other file of the user's
-        return False
+        return None
+    return found if "model_cfg" in found or {"vision_cfg", "text_cfg"} <= set(found) else None
 
 
 def _existing(path: Path) -> Path | None:

@@ -74,6 +74,8 @@ def _json_names(text: str) -> list[Any]:
         names = list(names.values())
     if not isinstance(names, list):
         raise SammiError('give a JSON list of names, such as ["wall", "sky"]')
+    if any(isinstance(name, str) and not name.strip() for name in names):
+        raise SammiError("one of its names is empty; a label counts names, so none may be left out")
     return names
 
 
