@@ -11,8 +11,9 @@ _DESCRIPTION = """\
 Train an experiment. Where DIR holds checkpoints, training resumes from the newest one. The trained
 model folder is DIR/model (docs/training.md)."""
 _EPILOG = """\
-Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM or Ctrl-C came and the state is saved,
-or a process of the job was lost: run the same command again (in all processes) to resume.
+Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM or Ctrl-C came and the state
+is saved, or a process of the job was lost: run the same command again (in all processes) to resume;
+130 interrupted before that.
 
 example:
   sammi train --config openshapes_clip --workdir runs/clip --set steps=100 --set log_every=5"""
