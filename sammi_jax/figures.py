@@ -15,6 +15,7 @@ WIDTH, HEIGHT, MARGIN = 800, 240, 56  # of one curve's panel, in pixels
 _INK, _CURVE = (40, 40, 40), (31, 119, 180)
 _MAX_PALETTE = 256  # a palette PNG holds no more; longer lists are written as 16-bit gray
 _OPACITY = 0.55  # of the classes' colors over an image
+_PIXELS = 2**20  # that are blended at once, in float64
 _GAP, _CAPTION, _LINE = 6, 14, 16  # pixels: between images, above them, of a legend's line
 _SMALL = 384  # images whose sides are all below half of it are drawn larger
 
@@ -49,12 +50,25 @@ def blend_classes(
     pixels: UInt8[NpArray, "h w 3"], labels: Integer[NpArray, "h w"], colors: UInt8[NpArray, "n 3"]
 ) -> UInt8[NpArray, "h w 3"]:
     """An image under the colors of its classes."""
-    blended = (1 - _OPACITY) * pixels + _OPACITY * colors[labels]
-    return blended.round().astype(np.uint8)
+    blended = np.empty(pixels.shape, np.uint8)
+    step = max(1, _PIXELS // max(1, pixels.shape[1]))
+    for start in range(0, len(pixels), step):
+        rows = slice(start, start + step)
+        blended[rows] = blend_colors(pixels[rows], colors[labels[rows]])
+    return blended
+
+
+def blend_colors(
+    pixels: UInt8[NpArray, "*b 3"], colors: UInt8[NpArray, "*b 3"]
+) -> UInt8[NpArray, "*b 3"]:
+    """Pixels under a color each."""
+    return ((1 - _OPACITY) * pixels + _OPACITY * colors).round().astype(np.uint8)
 
 
 def draw_proposals(
-    pixels: UInt8[NpArray, "h w 3"], masks: Bool[NpArray, "n h w"], points: Float[NpArray, "k 2"]
+    pixels: UInt8[NpArray, "h w 3"],
+    masks: Iterable[Bool[NpArray, "h w"]],
+    points: Float[NpArray, "k 2"],
 ) -> UInt8[NpArray, "h w 3"]:
     """An image with the masks' outlines in white and the points (x, y in pixels) in yellow."""
     pixels = pixels.copy()
@@ -68,7 +82,7 @@ def draw_proposals(
     return np.asarray(image)
 
 
-def _outlines(masks: NpArray, shape: tuple[int, ...]) -> NpArray:
+def _outlines(masks: Iterable[NpArray], shape: tuple[int, ...]) -> NpArray:
     """Pixels inside a mask whose right or lower neighbor is outside it."""
     edge = np.zeros(shape, bool)
     for mask in masks:

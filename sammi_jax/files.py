@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, one_line
 
 # Folders that file servers, archivers and notebooks leave beside a user's files.
 _LITTER = {"@eaDir", "__MACOSX", "lost+found"}
@@ -51,12 +51,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SammiError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
-
-
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """The first line of an error's message, to be quoted in a message of this package."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:limit]
 
 
 def write_json(path: Path, value: Any) -> None:

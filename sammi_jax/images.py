@@ -3,29 +3,51 @@
 Nothing here touches a device. Every image becomes uint8 RGB ``[H, W, 3]`` first.
 """
 
+import io
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
-from sammi_jax.typing import NpArray
+from sammi_jax.errors import SammiError, one_line
+from sammi_jax.typing import NpArray, UInt8
 
 _16_BITS = 65535
+_START = 16  # bytes that tell what a file is
+# What people hand over for an image, by its first bytes.
+_KINDS = (
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive (unpack it)"),
+    (b"\x1f\x8b", "a gzip archive (unpack it)"),
+    (b"\x93NUMPY", "a NumPy array (pass it from Python: model.segment(np.load(file), ...))"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"<svg", "an SVG drawing"),
+    (b"<!DOCTYPE", "a web page, not the image it was downloaded for"),
+    (b"<html", "a web page, not the image it was downloaded for"),
+    (b"version https://", "a Git LFS pointer (run 'git lfs pull')"),
+    (b"\x1aE\xdf\xa3", "a video"),
+    (b"RIFF", "a RIFF file that is no WebP image"),
+)
+_BRANDS = {
+    b"heic": "a HEIC photograph (export it as JPEG)",
+    b"heix": "a HEIC photograph (export it as JPEG)",
+    b"mif1": "a HEIF photograph (export it as JPEG)",
+}
 _DARK = 16  # of 255: an image whose values all lie below it was probably scaled wrongly
 SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
-def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
+def load_image(source: Any) -> UInt8[NpArray, "h w 3"]:
     """Read an image as uint8 RGB ``[H, W, 3]``.
 
     Gray, palette, RGBA (alpha is dropped) and CMYK images are converted, 16-bit and float ones
     scaled by their range; the EXIF orientation is applied.
 
     Args:
-        source: a path, a PIL image, or a uint8 array ``[H, W, 3]`` or ``[H, W]``.
+        source: a path, a PIL image, the bytes of an image file, an open file, or a uint8 array
+            (NumPy's, JAX's, PyTorch's) ``[H, W, 3]`` or ``[H, W]``.
 
     Raises:
         SammiError: not readable, not an image, without pixels, or of values in no known range.
@@ -33,6 +55,10 @@ def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
     if isinstance(source, np.ndarray):
         return _check_array(source)
     name = str(source) if isinstance(source, str | Path) else "the image"
+    if isinstance(source, bytes | bytearray | memoryview):
+        source = io.BytesIO(source)
+    elif not isinstance(source, str | Path | Image.Image) and not hasattr(source, "read"):
+        return _check_array(_as_array(source))
     try:
         if isinstance(source, Image.Image):
             return _pixels(source, name)
@@ -46,7 +72,7 @@ def load_image(source: str | Path | Image.Image | NpArray) -> NpArray:
         raise SammiError(f"{name}: may not be read; check its permissions") from error
     except UnidentifiedImageError as error:
         raise SammiError(
-            f"{name}: not an image that can be read; give a PNG, JPEG, TIFF, BMP or WebP file"
+            f"{name}: {_what_it_is(source)}; give a PNG, JPEG, TIFF, BMP or WebP file"
         ) from error
     except SammiError:
         raise
@@ -61,15 +87,19 @@ def _pixels(image: Image.Image, name: str) -> NpArray:
         raise SammiError(f"{name}: the image has no pixels; give one of at least 1 x 1")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_wide(np.asarray(image), name)
+        return np.repeat(to_bytes(np.asarray(image), name)[..., None], 3, axis=-1)
     return np.asarray(image.convert("RGB"))
 
 
-def _from_wide(values: NpArray, name: str) -> NpArray:
-    """One channel of more than 8 bits as 8-bit RGB, scaled by its range.
+def to_bytes(values: NpArray, name: str) -> NpArray:
+    """Channels of more than 8 bits as uint8 of the same shape, scaled by their range.
 
     16 bits are those of a 16-bit file. Other integers and floats tell their range by the largest
     value: 0 to 1 (floats), 0 to 255, or 0 to 65535.
+
+    Args:
+        values: integers or floats.
+        name: of the file, for messages.
 
     Raises:
         SammiError: values that no such range holds.
@@ -91,8 +121,41 @@ def _from_wide(values: NpArray, name: str) -> NpArray:
             "scale its values if it should not be",
             stacklevel=3,
         )
-    gray = np.round(values.astype(np.float64) * scale).astype(np.uint8)
-    return np.repeat(gray[..., None], 3, axis=-1)
+    return np.round(values.astype(np.float32) * np.float32(scale)).astype(np.uint8)
+
+
+def _as_array(source: Any) -> NpArray:
+    if hasattr(source, "__array__"):
+        try:
+            return np.asarray(source)
+        except Exception as error:  # such as a tensor that lies on a GPU or has a gradient
+            raise SammiError(
+                f"the image, a {type(source).__name__}, is no array on the host "
+                f"({one_line(error)}); give a uint8 NumPy array [H, W, 3]"
+            ) from error
+    raise SammiError(
+        f"the image is a {type(source).__name__}; give a path, a PIL image, the bytes of an image "
+        "file or a uint8 array [H, W, 3]"
+    )
+
+
+def _what_it_is(source: Any) -> str:
+    """What a file that Pillow does not know begins with."""
+    try:
+        if isinstance(source, str | Path):
+            with open(source, "rb") as file:
+                start = file.read(_START)
+        else:
+            source.seek(0)
+            start = source.read(_START)
+    except (OSError, ValueError, AttributeError):
+        return "is no image that can be read"
+    if not start:
+        return "is an empty file"
+    kind = next((what for magic, what in _KINDS if start.startswith(magic)), None)
+    if kind is None and start[4:8] == b"ftyp":
+        kind = _BRANDS.get(start[8:12], "a video or HEIF file")
+    return "is no image that can be read" if kind is None else f"is {kind}"
 
 
 def _check_array(array: NpArray) -> NpArray:
@@ -123,6 +186,19 @@ def short_side_shape(
     scale = short / min(height, width)
     scale *= min(1.0, long / (max(height, width) * scale))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def center_square(image: UInt8[NpArray, "h w 3"], side: int) -> UInt8[NpArray, "s s 3"]:
+    """CLIP's own view of an image: bicubic with the short side ``side``, then the center square.
+
+    As openai/CLIP clip/clip.py ``_transform``.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    height, width = int(side * height / short), int(side * width / short)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
+    top, left = round((height - side) / 2), round((width - side) / 2)
+    return crop_square(np.asarray(resized), top, left, side, 0)
 
 
 def crop_square(array: NpArray, top: int, left: int, side: int, fill: int) -> NpArray:

@@ -19,9 +19,9 @@ from sammi_jax.data.prepare.pixels import (
     resize_nearest,
     tiles,
 )
-from sammi_jax.data.prepare.rle import decode_rle, unpack_runs
 from sammi_jax.data.vocabulary import get_vocabulary
 from sammi_jax.errors import SammiError
+from sammi_jax.ops.rle import decode_rle, unpack_runs
 
 VOC_PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0] + [7] * 759
 

@@ -90,9 +90,9 @@ def test_unreadable_files_name_the_culprit(tmp_path, colors):
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     (tmp_path / "empty.png").touch()
     for name, words in [
-        ("text.png", "not an image"),
+        ("text.png", "is no image"),
         ("cut.jpg", "cannot be decoded"),
-        ("empty.png", "not an image"),
+        ("empty.png", "is an empty file"),
         ("none.png", "no such file"),
     ]:
         with pytest.raises(SammiError, match=f"{name}.*{words}") as error:

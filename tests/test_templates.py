@@ -16,8 +16,9 @@ from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sammi import segmenter_config
 from sammi_jax.data.openshapes import build_tokenizer
 from sammi_jax.errors import SammiError
-from sammi_jax.inference.segmenter import Segmenter, load, load_predictor
+from sammi_jax.inference.segmenter import Segmenter, load
 from sammi_jax.inference.towers import load_clip
+from sammi_jax.inference.zero_shot import load_predictor
 from sammi_jax.parallel.mesh import make_mesh
 from sammi_jax.pods.aot import abstract_step
 from sammi_jax.text.tokenizer import Tokenizer, class_tokens

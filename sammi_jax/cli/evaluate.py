@@ -80,8 +80,8 @@ def _evaluate(args: argparse.Namespace) -> str:
     from sammi_jax.evaluation.evaluator import evaluate
     from sammi_jax.evaluation.report import write_results
     from sammi_jax.evaluation.sam_masks import score_sam, write_sam_scores
-    from sammi_jax.inference.segmenter import load_predictor
     from sammi_jax.inference.towers import load_sam
+    from sammi_jax.inference.zero_shot import load_predictor
     from sammi_jax.parallel.mesh import make_mesh
     from sammi_jax.weights.model_folder import describe, weights_digest
 

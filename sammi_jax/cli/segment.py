@@ -2,21 +2,25 @@
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 from sammi_jax.cli.options import add_model_argument, chosen_model
 from sammi_jax.errors import SammiError
 
 _DESCRIPTION = """\
-Segment images into the named classes. For each image NAME.jpg three files are written:
+Segment images into the named classes. For each image NAME.jpg these files are written:
   NAME_overlay.png  the classes in color, with mask outlines, points and a legend
   NAME_labels.png   the class index of every pixel (8 bits with a palette; 16 beyond 256 classes)
-  NAME.json         the classes with their areas and mean scores, and the points"""
+  NAME_labels.tif   the same with its place on the ground, of a GeoTIFF (needs rasterio)
+  NAME.json         classes with area, score and COCO RLE; SAM's masks with their names; points
+Run the same command again to resume: images that have a result are left out."""
 
 _EXAMPLE = """\
-example:
-  sammi segment photo.jpg --classes "wall, sky, tree, person" --model weights/sammi --out out/"""
+examples:
+  sammi segment photo.jpg --classes "wall, sky, tree, person" --model weights/sammi --out out/
+  sammi segment photos/ "more/*.png" --classes names.txt --background other --threshold 0.2 \\
+      --model weights/sammi --out out/ --coco out/coco.json
+  sammi segment ortho.tif --classes "road; street, roof, field" --tile 768 --out out/"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -28,57 +32,124 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help='image files, folders (searched to any depth), or patterns such as "photos/*.jpg"',
+    )
+    classes = parser.add_mutually_exclusive_group(required=True)
+    classes.add_argument(
         "--classes",
-        required=True,
         metavar="NAMES",
-        help='class names such as "cat, dog", or a file with one name a line or a JSON list',
+        help='class names such as "cat, dog" or, with synonyms, "sofa; couch, dog"; or a file '
+        "with one name a line or a JSON list",
+    )
+    classes.add_argument(
+        "--vocabulary",
+        metavar="NAME",
+        help="the classes of a known data set, such as ade20k_150 ('sammi datasets list')",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="NAME",
+        help="a class for what is none of the others: asked for by its name, or, with --threshold, "
+        "what no class reaches",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="SCORE",
+        help="pixels whose best score is lower, between 0 and 1, are background",
     )
     add_model_argument(parser, "a CAT-Seg or SAM-MI model folder")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="cut large images into square tiles of this side: details stay, and memory does not "
+        "grow with the image; default: each image as a whole",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=int,
+        metavar="PIXELS",
+        help="that neighboring tiles share; default: a quarter of the side",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="images that enter the network together; default: one for each device",
+    )
+    parser.add_argument(
+        "--coco", type=Path, metavar="FILE", help="also write all results as one COCO file"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="segment again what has a result already"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Segment every image; one that fails is reported, and the others are still segmented."""
+    import jax
     from tqdm import tqdm
 
-    from sammi_jax.files import one_line
+    from sammi_jax.files import write_json
+    from sammi_jax.inference.classes import make_class_list
+    from sammi_jax.inference.image_files import find_images
+    from sammi_jax.inference.segment_files import FileSegmenter, coco_file, digest_model
     from sammi_jax.inference.segmenter import load
-    from sammi_jax.text.vocabulary import parse_class_list
+    from sammi_jax.weights.bundled import find_model
 
-    class_names = parse_class_list(args.classes)
-    stems = _stems(args.images)
-    model = load(chosen_model(args))
+    classes = make_class_list(_class_names(args), args.background, args.threshold)
+    tiles, batch_size = _tiles(args), args.batch_size
+    if batch_size is not None and batch_size < 1:
+        raise SammiError(f"--batch-size {batch_size}: give at least 1")
+    files = find_images(args.images)
+    folder = chosen_model(args)
+    model = load(folder)
+    batch_size = min(len(files), batch_size or len(jax.local_devices()))
+    segmenter = FileSegmenter(model, classes, args.out, batch_size, tiles)
+    segmenter.claim(digest_model(find_model(folder)), args.overwrite)
+    pending = files if args.overwrite else segmenter.pending(files)
+    if len(pending) < len(files):
+        print(f"{args.out}: {len(files) - len(pending)} of {len(files)} images have a result")
     failed = 0
-    with tqdm(total=len(stems), unit="image", disable=None) as bar:
-        for path, stem in zip(args.images, stems, strict=True):
-            try:
-                written = model.segment(path, class_names).write(args.out, stem)
-                tqdm.write(f"{path}: {', '.join(map(str, written))}")
-            except SammiError as error:
+    with tqdm(total=len(pending), unit="image", disable=None) as bar:
+        for outcome in segmenter(pending):
+            if outcome.error:
                 failed += 1
-                tqdm.write(f"sammi: error: {error}", file=sys.stderr)
-            except Exception as error:  # whatever one image does, the others are still segmented
-                failed += 1
-                what = f"{type(error).__name__}: {one_line(error)}"
-                tqdm.write(f"sammi: error: {path}: {what}", file=sys.stderr)
+                tqdm.write(f"sammi: error: {outcome.error}", file=sys.stderr)
+            else:
+                tqdm.write(f"{outcome.file.path}: {', '.join(map(str, outcome.written))}")
             bar.update()
+    if args.coco is not None:
+        write_json(args.coco, coco_file(files, args.out, classes.names))
+        print(args.coco)
     return 1 if failed else 0
 
 
-def _stems(paths: list[Path]) -> list[str]:
-    """Names of the outputs.
+def _class_names(args: argparse.Namespace) -> list[str]:
+    from sammi_jax.data.vocabulary import get_vocabulary
+    from sammi_jax.text.vocabulary import parse_class_list
 
-    Raises:
-        SammiError: two images would write the same files.
-    """
-    stems = [path.stem for path in paths]
-    twice = [stem for stem, count in Counter(stems).items() if count > 1]
-    if twice:
-        raise SammiError(
-            f"several images are named {twice[0]} and would overwrite each other's results; "
-            "segment them into different --out folders"
-        )
-    return stems
+    if args.classes is not None:
+        return parse_class_list(args.classes)
+    vocabulary = get_vocabulary(args.vocabulary)
+    texts: list[list[str]] = [[] for _ in vocabulary.class_titles]
+    for text, index in zip(vocabulary.texts, vocabulary.merge, strict=True):
+        texts[index].append(text)
+    return ["; ".join(group) for group in texts]
+
+
+def _tiles(args: argparse.Namespace):
+    from sammi_jax.inference.tiles import TileGrid
+
+    if args.tile is None:
+        if args.overlap is not None:
+            raise SammiError("--overlap belongs to --tile: give both, or neither")
+        return None
+    return TileGrid(args.tile, args.tile // 4 if args.overlap is None else args.overlap)

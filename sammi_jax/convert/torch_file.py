@@ -20,8 +20,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line, read_json
+from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import read_json
 
 # Weights in a folder and the configuration beside them, in order of preference.
 _FOLDER_FILES = (

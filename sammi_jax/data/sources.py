@@ -17,8 +17,7 @@ from sammi_jax.data.prepare.labels import read_index
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.prepare.pixels import label_from_png
 from sammi_jax.data.prepare.records import open_records
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.images import load_image
 from sammi_jax.typing import NpArray
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.evaluation.totals import Counts, from_arrays, to_arrays
-from sammi_jax.files import one_line, write_atomic
+from sammi_jax.files import write_atomic
 from sammi_jax.typing import NpArray
 
 

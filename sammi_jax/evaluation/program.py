@@ -14,18 +14,19 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.evaluation.totals import Counts, count_classes, count_pairs
 from sammi_jax.inference.forward import ViewScores
 from sammi_jax.inference.inputs import SegmenterInput
+from sammi_jax.inference.readout import PixelTaps, best_class, interpolate
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.proposals import MaskProposals
 from sammi_jax.ops.boundary import OUTSIDE, region_boundary
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
-from sammi_jax.parallel.mesh import AXES
+from sammi_jax.parallel.mesh import AXES, over_devices
 from sammi_jax.typing import Array, Bool, Float, Int, Integer, NpArray
 
 BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv 2103.16562)
@@ -33,7 +34,7 @@ BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv
 
 @runtime_checkable
 class Predictor(Protocol):
-    """What is evaluated: `inference.segmenter.Segmenter` or `ZeroShot` beside it."""
+    """What is evaluated: `inference.segmenter.Segmenter` or `inference.zero_shot.ZeroShot`."""
 
     config: SegmenterConfig
 
@@ -88,10 +89,7 @@ class Target:
 
     label: Any  # [b, H, W] int32: a class, or OUTSIDE where no pixel counts
     inside: Any  # [b, H, W] bool: part of the image, not of the bucket's padding
-    # For each variant the two rows (columns) that a pixel is interpolated from, int32 [b, side, 2],
-    # and the weight of the second, float32 [b, side].
-    rows: Any
-    columns: Any
+    taps: Any  # for each variant the `PixelTaps`, with a leading batch axis
     distance: Any  # [b] int32: the width of a boundary, in pixels
     present: Any  # [b] bool: False for copies that only fill up the batch
 
@@ -151,8 +149,7 @@ def make_target(
     return Target(
         label,
         inside,
-        tuple(taps(0, side) for side in variant_sides),
-        tuple(taps(1, side) for side in variant_sides),
+        tuple(PixelTaps(*taps(0, side), *taps(1, side)) for side in variant_sides),
         np.array([boundary_distance(*sizes[i]) for i in rows], np.int32),
         np.arange(batch_size) < len(labels),
     )
@@ -176,7 +173,7 @@ def make_network(predictor: Predictor, variants: Sequence[Variant], mesh: Mesh) 
 
         return jax.lax.map(one, inputs)
 
-    return jax.jit(_split(local, mesh, in_specs=(None, AXES, None), out_specs=AXES))
+    return jax.jit(over_devices(local, mesh, (None, AXES, None), AXES))
 
 
 def make_readout(
@@ -198,20 +195,7 @@ def make_readout(
         total = jax.tree.map(lambda x: x.sum(axis=0, dtype=jnp.uint32), counts)
         return jax.tree.map(lambda x: jax.lax.psum(x, AXES), total), prediction
 
-    return jax.jit(_split(local, mesh, in_specs=(AXES, None, AXES), out_specs=(None, AXES)))
-
-
-def _split(function: Any, mesh: Mesh, in_specs: Any, out_specs: Any) -> Any:
-    spec = lambda axes: PartitionSpec() if axes is None else PartitionSpec(axes)  # noqa: E731
-    outs = spec(out_specs) if out_specs == AXES else tuple(map(spec, out_specs))
-    return jax.shard_map(
-        function,
-        mesh=mesh,
-        in_specs=tuple(map(spec, in_specs)),
-        out_specs=outs,
-        # counts are summed over the mesh by hand; the checker cannot follow `lax.map`
-        check_vma=False,
-    )
+    return jax.jit(over_devices(local, mesh, (AXES, None, AXES), (None, AXES)))
 
 
 def _predict(
@@ -222,31 +206,19 @@ def _predict(
     mask: Bool[Array, " t"],
     target: Target,
 ) -> Int[Array, "h w"]:
-    """The evaluated class of every pixel, from chunks of classes: the best so far is kept."""
+    """The evaluated class of every pixel, from chunks of classes."""
     num_texts = mask.shape[0]
-    chunk = min(readout.class_chunk, num_texts)
-    starts = jnp.arange(0, num_texts, chunk)
     batched = jax.tree.map(lambda x: x[None], list(scores))
 
-    def step(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
-        start = jnp.minimum(start, num_texts - chunk)  # the last chunk may overlap the one before
-        classes = start + jnp.arange(chunk)
-        total = sum(
-            _on_pixels(predictor, variant, each.choose(start, chunk), taps)
-            for variant, each, taps in zip(
-                variants, batched, zip(target.rows, target.columns, strict=True), strict=True
-            )
+    def mean_maps(start: Array, count: int) -> Array:
+        total: Any = sum(
+            _on_pixels(predictor, variant, each.choose(start, count), taps)
+            for variant, each, taps in zip(variants, batched, target.taps, strict=True)
         )
-        present = jax.lax.dynamic_slice_in_dim(mask, start, chunk)
-        mean = jnp.where(present[:, None, None], total / len(variants), -jnp.inf)
-        index = jnp.argmax(mean, axis=0)
-        score = jnp.max(mean, axis=0)
-        better = score > best[0]  # of equal scores the first class wins, as in a single argmax
-        return (jnp.where(better, score, best[0]), jnp.where(better, classes[index], best[1])), None
+        return total / len(variants)
 
     shape = target.label.shape
-    nothing = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, starts.dtype))
-    (score, index), _ = jax.lax.scan(step, nothing, starts)
+    score, index = best_class(mean_maps, mask, readout.class_chunk, shape)
     merge = np.zeros(num_texts, np.int32)  # texts that pad the axis never win
     merge[: len(readout.merge)] = readout.merge
     prediction = jnp.asarray(merge)[index]
@@ -256,23 +228,11 @@ def _predict(
 
 
 def _on_pixels(
-    predictor: Predictor, variant: Variant, scores: ViewScores, taps: Any
+    predictor: Predictor, variant: Variant, scores: ViewScores, taps: PixelTaps
 ) -> Float[Array, "t h2 w2"]:
     """Scores of some classes at the pixels of the bucket."""
     maps = predictor.blend(scores, variant.layout)[0]
-    if variant.flip:
-        maps = maps[..., ::-1]
-    (rows, row_weights), (columns, column_weights) = taps
-    maps = _interpolate(maps, rows, row_weights, axis=1)
-    return _interpolate(maps, columns, column_weights, axis=2)
-
-
-def _interpolate(scores: Array, taps: Array, weights: Array, axis: int) -> Array:
-    shape = [1, 1, 1]
-    shape[axis] = -1
-    weights = weights.reshape(shape)
-    first, second = (jnp.take(scores, taps[:, i], axis=axis) for i in (0, 1))
-    return first * (1 - weights) + second * weights
+    return interpolate(maps[..., ::-1] if variant.flip else maps, taps)
 
 
 def _count(

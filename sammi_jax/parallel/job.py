@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.parallel.channel import EXIT_FAILED, Channel
 from sammi_jax.parallel.watchdog import LOST_AFTER_S
 

@@ -47,6 +47,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def over_devices(function: Any, mesh: Mesh, in_specs: tuple[Any, ...], out_specs: Any) -> Any:
+    """``function`` of each device's share of the arrays, by ``shard_map``.
+
+    Args:
+        function: of pytrees of arrays; what it returns of the whole batch it has summed itself.
+        mesh: the devices.
+        in_specs: for each argument `AXES` (its leading axis is split) or None (a whole copy).
+        out_specs: the same for the result, or for each of a tuple.
+    """
+    spec = lambda axes: PartitionSpec() if axes is None else PartitionSpec(axes)  # noqa: E731
+    outs = spec(out_specs) if out_specs == AXES else tuple(map(spec, out_specs))
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(map(spec, in_specs)),
+        out_specs=outs,
+        # sums over the mesh are made by hand; the checker cannot follow `lax.map`
+        check_vma=False,
+    )
+
+
 def fsdp_spec(path: str, shape: tuple[int, ...], itemsize: int, num_shards: int) -> PartitionSpec:
     """Split the largest axis that ``num_shards`` divides, but never the layer axis of a `Stack`.
 

@@ -5,8 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED
 from sammi_jax.parallel.watchdog import watch
 

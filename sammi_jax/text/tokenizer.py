@@ -17,8 +17,7 @@ import numpy as np
 import tokenizers
 from einops import rearrange
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.text.vocabulary import check_templates, prompts
 from sammi_jax.typing import Int, NpArray
 

@@ -145,6 +145,29 @@ def first_synonym(name: str) -> str:
     return name.split(", ")[0].strip()
 
 
+def split_synonyms(class_names: Sequence[str]) -> tuple[list[str], list[str], list[int]]:
+    """Names with synonyms, ``"sofa; couch"``, each of which is a text of its own.
+
+    Returns:
+        The first synonym of each class, all texts, and the class of each text.
+
+    Raises:
+        SammiError: a text occurs twice.
+
+    Example:
+        >>> split_synonyms(["sofa; couch", "cat"])
+        (['sofa', 'cat'], ['sofa', 'couch', 'cat'], [0, 0, 1])
+    """
+    groups = [[text.strip() for text in name.split(";") if text.strip()] for name in class_names]
+    if not all(groups):
+        raise SammiError(f"{class_names[groups.index([])]!r} is no class name: it is empty")
+    texts = [text for group in groups for text in group]
+    if any(len(group) > 1 for group in groups):
+        check_class_names(texts)
+    merge = [index for index, group in enumerate(groups) for _ in group]
+    return [group[0] for group in groups], texts, merge
+
+
 def prompts(class_names: Sequence[str], template: str) -> list[str]:
     """``template`` with the first synonym of each name in place of its ``{}``.
 

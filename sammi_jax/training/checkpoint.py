@@ -18,8 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.parallel.batch import fetch
 from sammi_jax.parallel.job import anywhere
 from sammi_jax.training.state import TrainState

@@ -8,8 +8,7 @@ from typing import Any, Literal, cast
 from flax import nnx
 
 from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.layers import Buffer
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.clip import Clip

@@ -24,8 +24,8 @@ import numpy as np
 
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SamConfig
-from sammi_jax.errors import SammiError
-from sammi_jax.files import check_destination, one_line, read_json, rename_folder, write_json
+from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import check_destination, read_json, rename_folder, write_json
 from sammi_jax.typing import Float, NpArray
 
 FORMAT = 1

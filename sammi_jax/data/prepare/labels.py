@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sammi_jax.data.prepare.pairs import Pair
-from sammi_jax.data.prepare.rle import decode_rle
 from sammi_jax.data.vocabulary import Vocabulary
-from sammi_jax.errors import SammiError, listed
-from sammi_jax.files import one_line, read_json
+from sammi_jax.errors import SammiError, listed, one_line
+from sammi_jax.files import read_json
+from sammi_jax.ops.rle import decode_rle
 from sammi_jax.typing import NpArray
 
 _UNKNOWN = -1

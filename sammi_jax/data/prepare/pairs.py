@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line, walk_files
+from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import walk_files
 
 Key = tuple[str, ...]
 Index = Mapping[Key, tuple[Path, ...]]

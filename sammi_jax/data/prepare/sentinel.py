@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sammi_jax.errors import SammiError
-from sammi_jax.files import one_line
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.typing import NpArray
 
 _BANDS = 13

@@ -56,3 +56,28 @@ def unpack_runs(text: str) -> Sequence[int]:
         runs.append(value + runs[-2] if len(runs) > 2 else value)
         value = shift = 0
     return runs
+
+
+def encode_rle(mask: NpArray) -> dict[str, Any]:
+    """``{"size": [H, W], "counts": str}``, compressed, of a mask, bool ``[H, W]``."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = np.concatenate([[0], changes, [flat.size]])
+    runs = np.diff(edges).tolist()
+    if flat.size and flat[0]:
+        runs = [0, *runs]
+    return {"size": [int(side) for side in mask.shape], "counts": pack_runs(runs)}
+
+
+def pack_runs(runs: Sequence[int]) -> str:
+    """The compressed string of run lengths: `unpack_runs` undoes it."""
+    characters: list[str] = []
+    for place, run in enumerate(runs):
+        value = run - runs[place - 2] if place > 2 else run
+        while True:
+            code, value = value & _BITS, value >> 5
+            done = value == (-1 if code & _SIGN else 0)
+            characters.append(chr(_FIRST_CHARACTER + code + (0 if done else _MORE)))
+            if done:
+                break
+    return "".join(characters)

@@ -1,0 +1,90 @@
+"""GeoTIFF in and out, where ``rasterio`` is installed: pixels keep their place on the ground."""
+
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import atomic_file
+from sammi_jax.images import to_bytes
+from sammi_jax.typing import Bool, Int, NpArray, UInt8
+
+_SUFFIXES = (".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class GeoImage:
+    """A georeferenced image.
+
+    Attributes:
+        pixels: uint8 RGB ``[H, W, 3]``: the file's first three bands, or its one as gray.
+        valid: bool ``[H, W]``, False where the file says that there is no data.
+        crs: its coordinate reference system.
+        transform: from pixels to coordinates (affine).
+    """
+
+    pixels: UInt8[NpArray, "h w 3"]
+    valid: Bool[NpArray, "h w"]
+    crs: Any
+    transform: Any
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        """(row, column) of the point of coordinates (0, 0): the same in every cut of one mosaic."""
+        inverse = ~self.transform
+        return round(inverse.f), round(inverse.c)
+
+    def write_labels(self, labels: Int[NpArray, "h w"], num_classes: int, path: Path) -> None:
+        """Write a label map as a compressed GeoTIFF in this image's place, atomically.
+
+        Pixels without data get the type's largest value, which the file names as such.
+        """
+        import rasterio
+
+        dtype = np.uint8 if num_classes < np.iinfo(np.uint8).max else np.uint16
+        nodata = int(np.iinfo(dtype).max)
+        profile = {
+            "driver": "GTiff", "height": labels.shape[0], "width": labels.shape[1], "count": 1,
+            "dtype": dtype, "nodata": nodata, "crs": self.crs, "transform": self.transform,
+            "compress": "deflate", "tiled": True,
+        }  # fmt: skip
+        with atomic_file(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
+            file.write(np.where(self.valid, labels, nodata).astype(dtype), 1)
+
+
+def read_geotiff(path: str | Path) -> GeoImage | None:
+    """A TIFF with a place on the ground; None for other files, and without ``rasterio``.
+
+    Bands of more than 8 bits are scaled as `images.to_bytes` does.
+
+    Raises:
+        SammiError: the file is damaged, or has values in no known range.
+    """
+    if Path(path).suffix.lower() not in _SUFFIXES or find_spec("rasterio") is None:
+        return None
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            with rasterio.open(path) as file:
+                if file.crs is None and file.transform.is_identity:
+                    return None
+                bands = file.read([1, 2, 3] if file.count >= 3 else [1])
+                valid = file.dataset_mask() > 0
+                place = file.crs, file.transform
+    except RasterioError as error:
+        if not Path(path).is_file():
+            return None  # the reader of all images says so
+        raise SammiError(
+            f"{path}: cannot be read as a GeoTIFF ({one_line(error)}); export it again"
+        ) from error
+    if bands.dtype != np.uint8:
+        bands = to_bytes(np.where(valid, bands, 0), str(path))
+    pixels = np.repeat(bands, 3, axis=0) if len(bands) == 1 else bands
+    return GeoImage(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), valid, *place)

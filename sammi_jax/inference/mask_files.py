@@ -1,0 +1,58 @@
+"""SAM's masks of an image, drawn and written."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sammi_jax.figures import blend_colors, draw_proposals, palette
+from sammi_jax.files import atomic_file, write_json
+from sammi_jax.images import load_image
+from sammi_jax.inference.prompting import SamMasks
+from sammi_jax.ops.rle import encode_rle
+
+
+def write_masks(found: SamMasks, image: Path, folder: Path, name: str) -> list[Path]:
+    """Write ``NAME_masks.png`` and ``NAME_masks.json``; returns the paths.
+
+    Args:
+        found: the masks.
+        image: the image's file.
+        folder: to write to.
+        name: of the results, a path below it.
+    """
+    pixels = load_image(image)
+    # Small masks lie over large ones.
+    order = np.argsort(-found.masks.sum(axis=(1, 2)), kind="stable")
+    number = np.zeros(pixels.shape[:2], np.int32)
+    for place, index in enumerate(order, 1):
+        number[found.masks[index]] = place
+    colors = palette(len(order))
+    shown = pixels.copy()
+    covered = number > 0
+    shown[covered] = blend_colors(pixels[covered], colors[number[covered] - 1])
+    points = np.zeros((0, 2)) if found.points is None else found.points
+    paths = [folder / f"{name}_masks.png", folder / f"{name}_masks.json"]
+    with atomic_file(paths[0]) as temporary:
+        Image.fromarray(draw_proposals(shown, found.masks, points)).save(temporary, format="PNG")
+    write_json(
+        paths[1],
+        {
+            "image": str(image),
+            "height": pixels.shape[0],
+            "width": pixels.shape[1],
+            "masks": [
+                {
+                    "area": int(mask.sum()),
+                    "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1] if mask.any() else [0, 0, 0, 0],
+                    "predicted_iou": round(float(iou), 6),
+                    "stability_score": round(float(stability), 6),
+                    "segmentation": encode_rle(mask),
+                }
+                for mask, iou, stability, (x0, y0, x1, y1) in zip(
+                    found.masks, found.iou, found.stability, found.boxes.tolist(), strict=True
+                )
+            ],
+        },
+    )
+    return paths

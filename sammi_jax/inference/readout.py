@@ -1,0 +1,115 @@
+"""From class maps on the canvas to the best class of every pixel, in bounded memory.
+
+Scores of all classes at an image's size would not fit: 12 million pixels and 150 classes are 7 GB.
+So classes are read out in chunks, of which the best so far is kept, and large images in stripes of
+rows.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sammi_jax.ops.resize import bilinear_taps
+from sammi_jax.typing import Array, Bool, Float, NpArray
+
+STRIPE_PIXELS = 2**20  # pixels whose scores are in memory at once, for one chunk of classes
+_BUCKET = 256  # sides are padded to a multiple, so that few programs are compiled
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PixelTaps:
+    """Between which rows and columns of a map each pixel lies (`ops.resize.bilinear_taps`)."""
+
+    rows: Any  # [h, 2] int32
+    row_weights: Any  # [h] float32, of the second row
+    columns: Any  # [w, 2] int32
+    column_weights: Any  # [w] float32
+
+
+def interpolate(maps: Float[Array, "t h w"], taps: PixelTaps) -> Float[Array, "t h2 w2"]:
+    """Maps at the pixels, bilinear."""
+    maps = _between(maps, taps.rows, taps.row_weights, axis=1)
+    return _between(maps, taps.columns, taps.column_weights, axis=2)
+
+
+def _between(maps: Array, taps: Array, weights: Array, axis: int) -> Array:
+    shape = [1, 1, 1]
+    shape[axis] = -1
+    weights = weights.reshape(shape)
+    first, second = (jnp.take(maps, taps[:, i], axis=axis) for i in (0, 1))
+    return first * (1 - weights) + second * weights
+
+
+def best_class(
+    class_maps: Callable[[Array, int], Float[Array, "t h w"]],
+    mask: Bool[Array, " t"],
+    chunk: int,
+    shape: tuple[int, int],
+) -> tuple[Float[Array, "h w"], Array]:
+    """The best score of every pixel and its class; of equal scores the first class wins.
+
+    Args:
+        class_maps: gives the maps of so many classes from one on.
+        mask: which classes exist.
+        chunk: classes whose maps are in memory at once.
+        shape: (height, width) of the maps.
+
+    Returns:
+        The score ``[h, w]`` and the class, int32 ``[h, w]``.
+    """
+    num_classes = mask.shape[0]
+    chunk = min(chunk, num_classes)
+    starts = jnp.arange(0, num_classes, chunk)
+
+    def step(best: tuple[Array, Array], start: Array) -> tuple[tuple[Array, Array], None]:
+        start = jnp.minimum(start, num_classes - chunk)  # the last chunk may overlap another
+        present = jax.lax.dynamic_slice_in_dim(mask, start, chunk)
+        maps = jnp.where(present[:, None, None], class_maps(start, chunk), -jnp.inf)
+        index, score = jnp.argmax(maps, axis=0), jnp.max(maps, axis=0)
+        better = score > best[0]
+        classes = (start + index).astype(jnp.int32)
+        return (jnp.where(better, score, best[0]), jnp.where(better, classes, best[1])), None
+
+    nothing = (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+    return jax.lax.scan(step, nothing, starts)[0]
+
+
+def read_stripes(
+    read: Callable[[PixelTaps], tuple[Any, Any]], side: tuple[int, int], size: tuple[int, int]
+) -> tuple[Float[NpArray, "h w"], NpArray]:
+    """The best score and class of every pixel of an image, stripe by stripe.
+
+    Args:
+        read: the compiled read-out: taps -> (score, class) of a stripe.
+        side: (height, width) of the maps.
+        size: (height, width) of the image.
+
+    Returns:
+        float32 ``[h, w]`` and int32 ``[h, w]``.
+    """
+    height, width = size
+    padded_width = _padded(width)
+    stripe = min(_padded(height), max(_BUCKET, STRIPE_PIXELS // padded_width // _BUCKET * _BUCKET))
+    rows, row_weights = bilinear_taps(side[0], height, -(-height // stripe) * stripe)
+    columns = bilinear_taps(side[1], width, padded_width)
+    scores, classes = np.empty(size, np.float32), np.empty(size, np.int32)
+    for start in range(0, height, stripe):
+        taps = PixelTaps(
+            rows[start : start + stripe], row_weights[start : start + stripe], *columns
+        )
+        score, index = (np.asarray(x) for x in read(taps))
+        stop = min(start + stripe, height)
+        scores[start:stop] = score[: stop - start, :width]
+        classes[start:stop] = index[: stop - start, :width]
+    return scores, classes
+
+
+def _padded(length: int) -> int:
+    """Up to eight steps a power of two, so that few shapes occur however sizes vary."""
+    step = max(_BUCKET, 2 ** max(0, (length - 1).bit_length() - 3))
+    return -(-length // step) * step

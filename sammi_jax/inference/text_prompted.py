@@ -1,0 +1,245 @@
+"""What all models share that score the classes of a text list at every place of an image."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from sammi_jax.config.model import SegmenterConfig, view_layout
+from sammi_jax.errors import SammiError
+from sammi_jax.images import resize_short_side
+from sammi_jax.inference.forward import Prediction, ViewScores
+from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input
+from sammi_jax.inference.readout import PixelTaps, best_class, interpolate, read_stripes
+from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.ops.resize import bilinear_taps
+from sammi_jax.ops.views import ViewLayout
+from sammi_jax.parallel.mesh import AXES, batch_sharding, over_devices, replicated
+from sammi_jax.text.tokenizer import Tokenizer, class_tokens
+from sammi_jax.typing import Array, Float, Int, NpArray, UInt8
+
+MASK_BUCKET = 16  # given masks are padded to a multiple, so that few programs are compiled
+_CLASS_BUCKET = 8  # so is the class axis; as many classes are read out at once
+
+
+class TextPrompted:
+    """A model that scores the classes of a text list at every place of an image.
+
+    Text embeddings of each class list are kept. The class axis is padded to a multiple of 8, so
+    that lists of similar length share one compiled program.
+    """
+
+    config: SegmenterConfig
+
+    def __init__(
+        self, config: SegmenterConfig, module: nnx.Module, tokenizer: Callable[[], Tokenizer]
+    ):
+        self.config, self._tokenizer = config, tokenizer
+        self._graphdef, state = nnx.split(module)
+        self._state = jax.device_put(state)
+        self._texts: dict[tuple[str, ...], ClassTexts] = {}
+        self._networks: dict[int, Any] = {}  # by number of devices
+        self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
+        self._predict = jax.jit(self._predict_batch)
+        self._read = jax.jit(self._read_best)
+        self._score = jax.jit(self._read_scores, static_argnums=1)
+
+    def _merge(self, state: nnx.State) -> Any:
+        return nnx.merge(self._graphdef, state)
+
+    def _embed(self, module: Any, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p2 d"]:
+        """Text embeddings of every class: one for each template, or their mean."""
+        raise NotImplementedError
+
+    def views(
+        self,
+        state: nnx.State,
+        inputs: SegmenterInput,
+        text: ClassTexts,
+        layout: ViewLayout,
+    ) -> ViewScores:
+        """Class maps of every view, from the parameters `state`: a pure function for `jax.jit`."""
+        raise NotImplementedError
+
+    def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
+        """Scores on the canvas from those of `views`."""
+        raise NotImplementedError
+
+    def _predict_batch(
+        self, state: nnx.State, inputs: SegmenterInput, text: ClassTexts
+    ) -> Prediction:
+        layout = view_layout(self.config)
+        scores = self.views(state, inputs, text, layout)
+        return Prediction(self.blend(scores, layout), scores.proposals)
+
+    @property
+    def state(self) -> nnx.State:
+        """All parameters and buffers, as `views` takes them."""
+        return self._state
+
+    def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
+        """The classes' text embeddings, the class axis padded.
+
+        Raises:
+            SammiError: the model folder has no tokenizer, or it cannot express a class name.
+        """
+        names = tuple(class_names)
+        if names not in self._texts:
+            length = self.config.clip.text.context_length
+            ids = class_tokens(self._tokenizer(), names, self.config.templates, length)
+            padding = -len(names) % _CLASS_BUCKET
+            ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
+            mask = jnp.arange(len(ids)) < len(names)
+            self._texts[names] = ClassTexts(self._encode_text(self._state, ids), mask)
+        return self._texts[names]
+
+    def class_texts(self, embeddings: Any, count: int) -> ClassTexts:
+        """Text embeddings that were computed before, in the place of `encode_classes`'.
+
+        Args:
+            embeddings: float ``[t, d]`` or ``[t, p, d]`` of CLIP's joint space, of any length:
+                they are scaled to unit length.
+            count: the number of texts they belong to.
+
+        Raises:
+            SammiError: embeddings of another shape, or without a length.
+        """
+        array = np.asarray(embeddings, np.float32)
+        array = array[:, None] if array.ndim == 2 else array
+        want = (count, self.config.aggregator.num_templates, self.config.clip.embed_dim)
+        if array.shape != want:
+            raise SammiError(
+                f"text embeddings {np.shape(embeddings)}: this model takes {list(want)}: classes "
+                "(each synonym is one), prompt templates, CLIP's width"
+            )
+        length = np.linalg.norm(array, axis=-1, keepdims=True)
+        if not (np.isfinite(length) & (length > 0)).all():
+            raise SammiError("text embeddings: some are zero or not finite; compute them again")
+        padding = -count % _CLASS_BUCKET
+        padded = np.concatenate([array / length, np.repeat((array / length)[-1:], padding, axis=0)])
+        return ClassTexts(jnp.asarray(padded), jnp.arange(len(padded)) < count)
+
+    def prepare(
+        self,
+        image: UInt8[NpArray, "h w 3"],
+        config: SegmenterConfig | None = None,
+        masks: NpArray | None = None,
+        num_slots: int = MASK_BUCKET,
+        mask_quality: NpArray | None = None,
+    ) -> SegmenterInput:
+        """One RGB image as this model wants it (host arrays, batch of one).
+
+        Args:
+            image: the pixels.
+            config: with another canvas than the model's own; None: the model's.
+            masks: regions of the image, bool ``[n, H, W]``, in the place of SAM's masks.
+            num_slots: how many masks the arrays hold, where masks are given.
+            mask_quality: as for `Segmenter.segment`.
+
+        Raises:
+            SammiError: masks that do not fit the image, the model or the slots, or a quality
+                without masks.
+        """
+        config, given = config or self.config, None
+        if masks is None and mask_quality is not None:
+            raise SammiError("mask_quality belongs to given masks: give masks as well")
+        if masks is not None:
+            given = canvas_masks(masks, image.shape[:2], config, num_slots, mask_quality)
+        if self.config.sliding is not None:
+            image = resize_short_side(image)
+        return segmenter_input(image, config, given)
+
+    def predict_batch(self, inputs: SegmenterInput, class_names: Sequence[str]) -> Prediction:
+        """Class scores ``[b, t, O, O]`` on the canvas, and the mask proposals, on the device."""
+        prediction = self._predict(self._state, inputs, self.encode_classes(class_names))
+        probabilities = prediction.probabilities[:, : len(class_names)]
+        return Prediction(probabilities, prediction.proposals)
+
+    def view_scores(self, inputs: SegmenterInput, text: ClassTexts) -> ViewScores:
+        """Class maps of every view of a batch, spread over this process's devices.
+
+        Images are computed one by one on each device, so that no number depends on the batch.
+        """
+        size = inputs.canvas.shape[0]
+        devices = jax.local_devices()
+        count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
+        if count not in self._networks:
+            self._networks[count] = self._network(Mesh(np.array([devices[:count]]).T, AXES))
+        mesh, network, state = self._networks[count]
+        inputs = jax.device_put(inputs, batch_sharding(mesh))
+        return network(state, inputs, text)
+
+    def _network(self, mesh: Mesh) -> tuple[Mesh, Any, nnx.State]:
+        layout = view_layout(self.config)
+
+        def local(state: nnx.State, inputs: SegmenterInput, text: ClassTexts) -> ViewScores:
+            def one(image: SegmenterInput) -> ViewScores:
+                scores = self.views(state, jax.tree.map(lambda x: x[None], image), text, layout)
+                return jax.tree.map(lambda x: x[0], scores)
+
+            return jax.lax.map(one, inputs)
+
+        program = jax.jit(over_devices(local, mesh, (None, AXES, None), AXES))
+        state = self._state if mesh.size == 1 else jax.device_put(self._state, replicated(mesh))
+        return mesh, program, state
+
+    def read_best(
+        self, scores: ViewScores, mask: Array, size: tuple[int, int]
+    ) -> tuple[Float[NpArray, "h w"], Int[NpArray, "h w"]]:
+        """The best score and text of every pixel of one image, stripe by stripe.
+
+        Args:
+            scores: of `view_scores`, of one image (a batch of one).
+            mask: which texts exist, bool ``[t]``.
+            size: (height, width) of the image.
+        """
+        return read_stripes(
+            lambda taps: self._read(scores, mask, taps), self._canvas_size(scores), size
+        )
+
+    def _canvas_size(self, scores: ViewScores) -> tuple[int, int]:
+        """(height, width) of the blended scores."""
+        blend = lambda scores: self.blend(scores, view_layout(self.config))  # noqa: E731
+        shape = jax.eval_shape(blend, scores).shape
+        return shape[2], shape[3]
+
+    def read_scores(
+        self, scores: ViewScores, count: int, size: tuple[int, int] | None
+    ) -> Float[NpArray, "t h w"]:
+        """Scores of the first ``count`` texts at every pixel: ``4 t h w`` bytes.
+
+        Args:
+            scores: of `view_scores`, of one image (a batch of one).
+            count: of texts.
+            size: (height, width) of the image; None: the canvas as it is.
+        """
+        canvas = self._canvas_size(scores)
+        size = size or canvas
+        taps = PixelTaps(
+            *bilinear_taps(canvas[0], size[0], size[0]), *bilinear_taps(canvas[1], size[1], size[1])
+        )
+        out = np.empty((count, *size), np.float32)
+        for start in range(0, count, _CLASS_BUCKET):
+            maps = np.asarray(self._score(scores, _CLASS_BUCKET, jnp.asarray(start), taps))
+            out[start : start + _CLASS_BUCKET] = maps[: count - start]
+        return out
+
+    def _read_best(self, scores: ViewScores, mask: Array, taps: PixelTaps) -> tuple[Array, Array]:
+        layout = view_layout(self.config)
+
+        def class_maps(start: Array, count: int) -> Array:
+            return interpolate(self.blend(scores.choose(start, count), layout)[0], taps)
+
+        shape = (taps.rows.shape[0], taps.columns.shape[0])
+        return best_class(class_maps, mask, _CLASS_BUCKET, shape)
+
+    def _read_scores(
+        self, scores: ViewScores, count: int, start: Array, taps: PixelTaps
+    ) -> Float[Array, "t h w"]:
+        return interpolate(
+            self.blend(scores.choose(start, count), view_layout(self.config))[0], taps
+        )
