@@ -14,10 +14,12 @@ import transformers
 
 import sammi_jax
 from sammi_jax.cli.main import main
-from sammi_jax.config.model import CLIP_SIZES, SAM_SIZES
+from sammi_jax.config.experiment import SegmentConfig, TrainConfig
+from sammi_jax.config.model import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES
 from sammi_jax.convert.api import convert
 from sammi_jax.data.openshapes import get_view
 from sammi_jax.errors import SammiError
+from sammi_jax.training.tasks import make_task
 from sammi_jax.weights.bundled import FOLDER, find_model
 from sammi_jax.weights.hub import HubModel, fetch_model, fetch_tokenizer, hub_model
 from sammi_jax.weights.model_folder import describe, read_model
@@ -121,6 +123,16 @@ def test_models_are_loaded_by_name(hub, models):
     ids = sammi_jax.load_clip("shapes/clip").tokenize(names)
     np.testing.assert_array_equal(ids, sammi_jax.load_clip(models / "clip").tokenize(names))
     assert sammi_jax.load_sam("shapes/sam@v1").config == SAM_SIZES["openshapes"]
+
+
+def test_a_run_starts_from_the_hub(hub, models):
+    """Its weights, its tokenizer and the record of where they are from."""
+    hub.add("shapes/clip", models / "clip")
+    task = SegmentConfig(model=SEGMENTER_SIZES["openshapes"], clip="shapes/clip")
+    made = make_task(TrainConfig(task=task, batch_size=2))
+    started = made.initial_params(0)
+    for path, value in read_model(models / "clip").params.items():
+        np.testing.assert_array_equal(started[f"clip/{path}"], value)
 
 
 def test_only_a_model_folders_files_are_downloaded_and_once(hub):
@@ -264,6 +276,9 @@ def test_a_pickle_is_downloaded_only_where_there_is_nothing_else(hub, checkpoint
     convert("clip", "owner/old", "model")
     assert describe("model").config == CLIP_SIZES["openshapes"]
     assert "pytorch_model.bin" in hub.downloaded()
+    hub.close()  # what is in the cache stays usable
+    forget()
+    convert("clip", "owner/old", "again")
 
 
 def test_weights_in_parts(hub, checkpoints, models, tmp_path):

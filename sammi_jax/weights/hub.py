@@ -130,7 +130,7 @@ def fetch_weights(model: HubModel, folder: Path, names: Sequence[str]) -> None:
 
     if (folder / names[0]).is_file():
         return
-    there = _list_files(model, folder)
+    there = _list_files(model, folder, names)
     chosen = next((name for name in names if name in there), None)
     if chosen is None:
         raise SammiError(f"{model}: has no weights, none of {', '.join(names)}")
@@ -151,17 +151,17 @@ def _fetch_small(model: HubModel, names: Sequence[str]) -> Path:
         )
 
 
-def _list_files(model: HubModel, folder: Path) -> set[str]:
+def _list_files(model: HubModel, folder: Path, names: Sequence[str]) -> set[str]:
     """The files of a model; those in the cache where the Hub cannot be reached."""
     from huggingface_hub import HfApi
 
-    cached = {path.name for path in folder.glob("*")}
     try:
         with _hub_errors(model):
             info = HfApi().model_info(model.repository, revision=folder.name)
             return {file.rfilename for file in info.siblings or []}
     except SammiError:
-        if any("model" in name for name in cached):
+        cached = {name for name in names if (folder / name).is_file()}
+        if cached:
             return cached
         raise
 

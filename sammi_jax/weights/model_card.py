@@ -93,7 +93,7 @@ def model_card(found: Description, name: str) -> str:
         "",
         f"License of the weights: {origin.license}.",
         "",
-        *_origin(found.kind, origin.record(), ""),
+        *_origin("this model", origin.record(), ""),
         "",
         "## Method",
         "",
