@@ -34,6 +34,7 @@ def test_a_file_or_folder_of_that_name_comes_first(tmp_path, monkeypatch):
     assert find_model("openshapes") == FOLDER / "openshapes"
     (tmp_path / "openshapes").mkdir()
     assert find_model("openshapes").resolve() == tmp_path / "openshapes"
+    (tmp_path / "else").mkdir()
     assert find_model("else/openshapes").parts[0] == "else"
     with pytest.raises(SammiError, match="openshape: no such folder"):
         describe("openshape")

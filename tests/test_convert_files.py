@@ -236,7 +236,7 @@ def test_bfloat16(tmp_path, clip_reference, capsys):
 @pytest.fixture(scope="module")
 def sam_file(tmp_path_factory):
     """Meta's layout; the weights of `sam_model`."""
-    path = tmp_path_factory.mktemp("sam") / "sam_vit_b_01ec64.pth"
+    path = tmp_path_factory.mktemp("sam") / "sam_tiny.pth"
     tensors = meta_tensors(sam_tensors(sam_model(1e-5)))
     torch.save({key: torch.from_numpy(value) for key, value in tensors.items()}, path)
     return path

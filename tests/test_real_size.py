@@ -42,7 +42,7 @@ def checkpoints(tmp_path_factory):
     sam = SAM_SIZES["vitb"]
     tensors = invert_rules(_random(sam, 1), sam_rules(sam, "meta"))
     state = {key: torch.from_numpy(np.array(value)) for key, value in tensors.items()}
-    torch.save(state, folder / "sam_vit_b_01ec64.pth")
+    torch.save(state, folder / "sam_vit_b.pth")
     return folder
 
 
@@ -58,7 +58,7 @@ def _accept_every_mask(file):
 @pytest.mark.slow
 def test_photograph_is_segmented(checkpoints, photographs, bpe_file, tmp_path, capsys):
     folder, out = tmp_path / "sammi", tmp_path / "out"
-    source, sam = checkpoints / "model_base.pth", checkpoints / "sam_vit_b_01ec64.pth"
+    source, sam = checkpoints / "model_base.pth", checkpoints / "sam_vit_b.pth"
     began = time.perf_counter()
     convert = ["convert", "sammi", source, folder, "--sam", sam]
     convert += ["--tokenizer", bpe_file]

@@ -18,12 +18,17 @@ write it:
 SRC may also be a model folder (to add a tokenizer, to change templates or dtype), or a
 checkpoint of 'sammi train': RUN/checkpoints/STEP, or RUN for the newest one.
 
+SRC, --sam, --clip and --tokenizer may be ORG/NAME or ORG/NAME@REVISION of the Hugging Face Hub,
+which is downloaded (docs/weights.md); what exists on this machine comes first. 'sammi weights'
+lists published checkpoints. A file among them is recognized by its SHA-256.
+
 Every tensor of the checkpoint must be known and every parameter filled. Otherwise the keys are
 listed, and nothing is written."""
 
 _EXAMPLE = """\
 examples:
-  sammi convert catseg model_base.pth weights/catseg --tokenizer clip-vit-base-patch16/
+  sammi convert clip openai/clip-vit-base-patch16 weights/clip
+  sammi convert catseg model_base.pth weights/catseg --tokenizer openai/clip-vit-base-patch16
   sammi convert sammi weights/catseg weights/sammi --sam sam_vit_b_01ec64.pth
   sammi convert sammi runs/sammi weights/trained"""
 
@@ -155,8 +160,14 @@ def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) 
 
 
 def _say(args: argparse.Namespace, found: Any) -> None:
+    from sammi_jax.weights.provenance import checkpoints, read_origin
+
     count = sum(tensor.size for tensor in found.tensors.values())
     print(f"{args.destination}: {args.kind}, {count:,} parameters, {args.dtype}")
+    for part in checkpoints(read_origin(found.meta)):
+        if "published" in part.source:
+            name = part.source.get("file") or part.source["hub"]
+            print(f"{name} is {part.source['published']}")
     print(f"license: {found.meta['licence']}")
     if found.meta["initialized"]:
         print(f"initialized, because in no checkpoint: {', '.join(found.meta['initialized'])}")

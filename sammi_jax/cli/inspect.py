@@ -21,7 +21,10 @@ def add_parser(subparsers: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "path", metavar="DIR", type=Path, help="a model folder, or a checkpoint file or folder"
+        "path",
+        metavar="DIR",
+        type=Path,
+        help="a model folder, or a checkpoint file or folder; or ORG/NAME of the Hugging Face Hub",
     )
     parser.set_defaults(run=run)
 

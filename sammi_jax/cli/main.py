@@ -14,14 +14,35 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sammi_jax import __version__
-from sammi_jax.cli import cache, convert, datasets, evaluate, inspect, masks, segment, train
+from sammi_jax.cli import (
+    cache,
+    convert,
+    datasets,
+    evaluate,
+    inspect,
+    masks,
+    push,
+    segment,
+    train,
+    weights,
+)
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
 COMMANDS = (
-    convert, datasets, inspect, segment, masks, train, evaluate, cache, compile_command
-)  # fmt: skip
+    weights,
+    convert,
+    inspect,
+    push,
+    datasets,
+    segment,
+    masks,
+    train,
+    evaluate,
+    cache,
+    compile_command,
+)
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.

@@ -27,13 +27,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--model DIR``; without it the small model that the package brings along."""
+    """``--model DIR_OR_NAME``; without it the small model that the package brings along."""
     parser.add_argument(
         "--model",
-        metavar="DIR",
+        metavar="DIR_OR_NAME",
         type=Path,
-        help=f"{what}; default: openshapes, the small SAM-MI that comes with the package and knows "
-        "its generated scenes only",
+        help=f"{what}, or the name of one on the Hugging Face Hub: ORG/NAME or "
+        "ORG/NAME@REVISION; default: openshapes, the small SAM-MI that comes with the package and "
+        "knows its generated scenes only",
     )
 
 

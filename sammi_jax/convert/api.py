@@ -14,11 +14,11 @@ from sammi_jax.convert import catseg, clip, sam
 from sammi_jax.convert.families import family_of, relative_of
 from sammi_jax.convert.rules import apply_rules
 from sammi_jax.convert.sammi import assemble
-from sammi_jax.convert.torch_file import open_clip_description, read_tensors
+from sammi_jax.convert.torch_file import find_source, open_clip_description, read_tensors
 from sammi_jax.errors import SammiError
 from sammi_jax.files import check_destination
-from sammi_jax.text.tokenizer import BPE_FILE, TOKENIZER_FILE, Tokenizer
-from sammi_jax.weights.bundled import find_model
+from sammi_jax.text.tokenizer import Tokenizer
+from sammi_jax.weights.hub import TOKENIZER_FILES, fetch_tokenizer, hub_model
 from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
 from sammi_jax.weights.model_folder import (
     DTYPES,
@@ -28,9 +28,7 @@ from sammi_jax.weights.model_folder import (
     write_model,
 )
 from sammi_jax.weights.provenance import UNKNOWN, Origin, made_of, read_origin
-
-# Each of these files in a folder means that it has a tokenizer.
-_TOKENIZER_FILES = (TOKENIZER_FILE, "vocab.json", BPE_FILE)
+from sammi_jax.weights.published import recognize
 
 _RULES = {"clip": clip.rules_for, "sam": sam.rules_for, "catseg": catseg.rules_for}
 
@@ -80,7 +78,9 @@ def convert(
     Args:
         kind: "clip", "sam", "catseg" or "sammi".
         source: a checkpoint file or folder of that kind, for "sammi" of a CLIP or a CAT-Seg; or a
-            model folder of it (to add a tokenizer, to change the dtype).
+            model folder of it (to add a tokenizer, to change the dtype). Either may lie on the
+            Hugging Face Hub: ``ORG/NAME`` or ``ORG/NAME@REVISION``, here and for ``sam``, ``clip``
+            and ``tokenizer``.
         destination: the model folder; it must not exist, or be empty.
         clip: a folder with CLIP's tokenizer files; default: that of ``source``.
         sam: a SAM checkpoint or model folder; "sammi" needs it, unless ``source`` is a whole
@@ -99,7 +99,7 @@ def convert(
         raise SammiError(f"kind {kind!r} is none of {', '.join(KINDS)}")
     if dtype not in DTYPES:
         raise SammiError(f"dtype {dtype!r} is none of {', '.join(DTYPES)}")
-    source = find_model(source)
+    destination = check_destination(destination)  # before anything is downloaded
     is_whole = kind == "sammi" and is_model_folder(source) and read_meta(source)["kind"] == "sammi"
     if kind == "sammi" and (sam is None) != is_whole:
         raise SammiError(
@@ -109,7 +109,6 @@ def convert(
         )
     if templates is not None and kind not in ("catseg", "sammi"):
         raise SammiError(f"prompt templates go with catseg and sammi, not with {kind}")
-    destination = check_destination(destination)
     initialized: list[str] = []
     if kind == "sammi" and not is_whole:
         model, initialized = _put_together(source, cast(Path, sam), templates, clip_fields)
@@ -140,24 +139,27 @@ def read_source(
     """A checkpoint or model folder of one of ``kinds``, as our parameters.
 
     Args:
-        path: of the checkpoint or folder.
+        path: of the checkpoint or folder, or its name on the Hugging Face Hub.
         kinds: the kinds to accept.
         templates: prompt templates that replace a segmenter's.
         clip_fields: of a CLIP, as for `convert`.
 
     Raises:
         SammiError: the checkpoint is unreadable, of another kind, has other tensors than its table
-            lists, or was trained with another number of templates.
+            lists, or was trained with another number of templates; or the Hub does not give it.
     """
-    path = find_model(path)
+    hub, path = hub_model(path), find_source(path)
+    name = str(hub or path)
     if is_model_folder(path):
         if clip_fields:
-            raise SammiError(f"{path}: a model folder says its {', '.join(clip_fields)} itself")
+            raise SammiError(f"{name}: a model folder says its {', '.join(clip_fields)} itself")
         found = read_model(path, kinds)
-        config = _with_templates(path, found.config, templates)
+        config = _with_templates(name, found.config, templates)
         return Converted(found.kind, config, found.params, read_origin(found.meta))
     checkpoint = read_tensors(path)
-    kind = _kind_of(path, checkpoint.tensors, kinds)
+    record = {"file": path.name} if hub is None else {"hub": hub.repository, "commit": path.name}
+    published = recognize(path.name, checkpoint.sha256, hub and hub.repository)
+    kind = _kind_of(name, checkpoint.tensors, kinds)
     config_json, overrides = checkpoint.config_json, None
     if kind == "clip" and config_json is None and not clip.is_openai(checkpoint.tensors):
         config_json = open_clip_description(path)
@@ -165,16 +167,20 @@ def read_source(
         overrides = {"templates": tuple(templates)}
     if clip_fields:
         if kind != "clip":
-            raise SammiError(f"{path}: {', '.join(clip_fields)} go with a CLIP; this is a {kind}")
+            raise SammiError(f"{name}: {', '.join(clip_fields)} go with a CLIP; this is a {kind}")
         overrides = clip_fields
     try:
         source = _RULES[kind](checkpoint.tensors, config_json=config_json, overrides=overrides)
         expected = expected_params(source.config)
         params = apply_rules(checkpoint.tensors, source.rules, expected, source.ignored)
     except SammiError as error:
-        raise SammiError(f"{path}: {error}") from error
-    record = {"file": path.name, "sha256": checkpoint.sha256, "key_names": source.key_names}
-    license = card_license(path) or _LICENSES[kind]
+        raise SammiError(f"{name}: {error}") from error
+    record |= {"sha256": checkpoint.sha256, "key_names": source.key_names}
+    if published is None:
+        license = card_license(path) or _LICENSES[kind]
+    else:
+        record["published"] = published.title
+        license = published.license
     return Converted(kind, source.config, params, Origin(kind, record, license))
 
 
@@ -191,36 +197,34 @@ def card_license(checkpoint: Path) -> str | None:
     return _SPDX.get(named[1], named[1])
 
 
-def _with_templates(
-    path: Path, config: ModelConfig, templates: Sequence[str] | None
-) -> ModelConfig:
+def _with_templates(name: str, config: ModelConfig, templates: Sequence[str] | None) -> ModelConfig:
     if templates is None or not isinstance(config, SegmenterConfig):
         return config
     config = replace(config, templates=tuple(templates))
     try:
         check_config(config)
     except SammiError as error:
-        raise SammiError(f"{path}: {error}") from error
+        raise SammiError(f"{name}: {error}") from error
     return config
 
 
-def _kind_of(path: Path, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
+def _kind_of(name: str, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
     other = relative_of(keys)
     if other is not None:
-        raise SammiError(f"{path}: is a {other} checkpoint, another model; give Meta's SAM")
+        raise SammiError(f"{name}: is a {other} checkpoint, another model; give Meta's SAM")
     family = family_of(keys)
     if family is None:
         if len(kinds) == 1:
             return kinds[0]  # the error about its table names the missing keys
         few = ", ".join(list(keys)[:3])
-        raise SammiError(f"{path}: looks like none of {', '.join(kinds)} (it holds {few}, ...)")
+        raise SammiError(f"{name}: looks like none of {', '.join(kinds)} (it holds {few}, ...)")
     if family.kind not in kinds:
         mend = (
             "give it as --sam, and a CLIP or CAT-Seg as SRC"
             if "clip" in kinds and len(kinds) > 1
             else f"use: sammi convert {family.kind} SRC DST"
         )
-        raise SammiError(f"{path}: looks like a {family.title} checkpoint; {mend}")
+        raise SammiError(f"{name}: looks like a {family.title} checkpoint; {mend}")
     return cast(Kind, family.kind)
 
 
@@ -271,15 +275,21 @@ def _read_tokenizer(
     source: str | Path, clip: str | Path | None, tokenizer: str | Path | None
 ) -> Tokenizer | None:
     if tokenizer is not None:
-        path = Path(tokenizer).expanduser()
+        path = _tokenizer_place(tokenizer)
         return Tokenizer.from_folder(path) if path.is_dir() else Tokenizer.from_file(path)
-    source = Path(source).expanduser()
+    source = find_source(source)
     folders = [source if source.is_dir() else source.parent]
     if clip is not None:
-        folders.insert(0, Path(clip).expanduser())
+        folders.insert(0, _tokenizer_place(clip))
         if not folders[0].is_dir():
             raise SammiError(f"{folders[0]}: no such folder; give one with CLIP's tokenizer files")
     for folder in folders:
-        if any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return Tokenizer.from_folder(folder)
     return None
+
+
+def _tokenizer_place(path: str | Path) -> Path:
+    """A file or folder; of a repository on the Hugging Face Hub the tokenizer alone."""
+    hub = hub_model(path)
+    return Path(path).expanduser() if hub is None else fetch_tokenizer(hub)

@@ -22,14 +22,17 @@ from safetensors import SafetensorError, safe_open
 
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import read_json
+from sammi_jax.weights.bundled import find_model
+from sammi_jax.weights.hub import fetch_weights, hub_hint, hub_model, is_ours
 
-# Weights in a folder and the configuration beside them, in order of preference.
+# Weights in a folder and the configuration beside them, in order of preference: no pickle where
+# there are safetensors.
 _FOLDER_FILES = (
     ("model.safetensors", "config.json"),
     ("model.safetensors.index.json", "config.json"),
+    ("open_clip_model.safetensors", "open_clip_config.json"),
     ("pytorch_model.bin", "config.json"),
     ("pytorch_model.bin.index.json", "config.json"),
-    ("open_clip_model.safetensors", "open_clip_config.json"),
     ("open_clip_pytorch_model.bin", "open_clip_config.json"),
 )
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -39,6 +42,22 @@ _PREFIXES = ("module.", "model.", "sam.", "clip.")
 _COMPILED = "_orig_mod."  # torch.compile, before any part of a key
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+
+
+def find_source(path: str | Path) -> Path:
+    """The file or folder that a user's name of a checkpoint or model folder means.
+
+    Args:
+        path: as for `find_model`; of a repository on the Hugging Face Hub that holds no model
+            folder, the weights are downloaded as well.
+
+    Raises:
+        SammiError: the Hub does not give them, or there are none.
+    """
+    model, found = hub_model(path), find_model(path)
+    if model is not None and not is_ours(found):
+        fetch_weights(model, found, [name for name, _ in _FOLDER_FILES])
+    return found
 
 
 @dataclass(frozen=True)
@@ -72,7 +91,7 @@ def read_tensors(path: str | Path) -> Checkpoint:
         SammiError: the path does not exist, is not a checkpoint, is damaged, or is a pickle that
             would run code.
     """
-    path = Path(path).expanduser()
+    path = find_source(path)
     files, config = _locate(path)
     config_json = read_json(config) if config else None
     tensors: dict[str, np.ndarray] = {}
@@ -120,7 +139,7 @@ def _locate(path: Path) -> tuple[list[Path], Path | None]:
             f"{path}: a folder without {_FOLDER_FILES[0][0]} or another known file; {mend}"
         )
     if not path.exists():
-        raise SammiError(f"{path}: no such file or folder")
+        raise SammiError(f"{path}: no such file or folder{hub_hint(path)}")
     if path.suffix not in _SUFFIXES:
         raise SammiError(f"{path}: not a checkpoint; expected a folder or {', '.join(_SUFFIXES)}")
     beside = dict(_FOLDER_FILES).get(path.name)

@@ -1,18 +1,27 @@
-"""The small models that the package brings along, by name (docs/openshapes.md, "Shipped models").
+"""Where a model is: a path, one of the small bundled models, or one on the Hugging Face Hub.
 
-They are trained on OpenShapes: a model to try the commands with, and towers for `make demo`.
+The bundled ones are trained on OpenShapes (docs/openshapes.md, "Shipped models"): a model to try
+the commands with, and towers for `make demo`.
 """
 
 from pathlib import Path
+
+from sammi_jax.weights.hub import fetch_model, hub_model
 
 FOLDER = Path(__file__).parent / "bundled_models"
 DEFAULT = "openshapes"  # the SAM-MI; the towers are openshapes_clip and openshapes_sam
 
 
 def find_model(path: str | Path) -> Path:
-    """The path with its ``~`` expanded, or the folder of the bundled model of that name.
+    """The folder or file that a user's name of a model means.
 
-    A file or folder of the name comes before the bundled model.
+    Args:
+        path: a path, whose ``~`` is expanded; the name of a bundled model; or ``ORG/NAME`` or
+            ``ORG/NAME@REVISION`` of the Hugging Face Hub, which is downloaded into its cache. What
+            exists on this machine comes first.
+
+    Raises:
+        SammiError: the Hub does not give the model (`weights.hub.fetch_model`).
 
     Example:
         >>> find_model("openshapes_clip").name
@@ -21,4 +30,7 @@ def find_model(path: str | Path) -> Path:
     path = Path(path).expanduser()
     bundled = FOLDER / path
     is_name = len(path.parts) == 1 and not path.is_absolute()
-    return bundled if is_name and bundled.is_dir() and not path.exists() else path
+    if is_name and bundled.is_dir() and not path.exists():
+        return bundled
+    model = hub_model(path)
+    return path if model is None else fetch_model(model)

@@ -29,6 +29,7 @@ from sammi_jax.errors import SammiError, listed
 from sammi_jax.files import atomic_folder, check_destination, read_json, write_json
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from sammi_jax.weights.bundled import find_model
+from sammi_jax.weights.hub import hub_hint, hub_model
 from sammi_jax.weights.kinds import CONFIGS, KINDS, Kind, ModelConfig, buffer_paths, expected_params
 
 FORMAT = 1
@@ -92,9 +93,14 @@ class ModelFolder:
 
 
 def is_model_folder(path: str | Path) -> bool:
-    """Whether ``path`` has a model folder's config.json; nothing else is checked."""
+    """Whether ``path`` has a model folder's config.json; nothing else is checked.
+
+    Raises:
+        SammiError: the Hugging Face Hub does not give the model (`find_model`).
+    """
+    folder = find_model(path)
     try:
-        meta = read_json(find_model(path) / CONFIG_FILE)
+        meta = read_json(folder / CONFIG_FILE)
     except SammiError:
         return False
     return "kind" in meta and "converter" in meta
@@ -177,14 +183,13 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
         SammiError: not a model folder, of another kind, with a configuration of which no model can
             be made, or with weights that are cut short or do not fit the configuration.
     """
-    folder = find_model(folder)
-    meta = read_meta(folder)
+    meta, name, folder = read_meta(folder), _name(folder), find_model(folder)
     kind = meta.get("kind")
     if kind not in KINDS:
-        raise SammiError(f"{folder}: kind {kind!r} is none of {', '.join(KINDS)}")
+        raise SammiError(f"{name}: kind {kind!r} is none of {', '.join(KINDS)}")
     if kind not in kinds:
         raise SammiError(
-            f"{folder}: holds a {kind} model, not {' or '.join(kinds)}; give another folder, or "
+            f"{name}: holds a {kind} model, not {' or '.join(kinds)}; give another folder, or "
             f"make one: sammi convert {kinds[-1]} SRC DST"
         )
     config = _read_config(folder / CONFIG_FILE, kind, meta.get("config"))
@@ -211,25 +216,30 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     """The ``config.json`` of a model folder as it stands; nothing else of the folder is read.
 
     Raises:
-        SammiError: not a model folder, or one of another format.
+        SammiError: not a model folder, or one of another format, or `find_model` fails.
     """
-    folder = find_model(folder)
-    if not folder.is_dir():
+    is_here, name, folder = hub_model(folder) is None, _name(folder), find_model(folder)
+    if is_here and not folder.is_dir():
         what = "not a folder" if folder.exists() else "no such folder"
-        raise SammiError(f"{folder}: {what}; a model folder is made by 'sammi convert'")
-    if not (folder / CONFIG_FILE).exists():
         raise SammiError(
-            f"{folder}: has no {CONFIG_FILE}; a model folder is made by 'sammi convert'"
+            f"{name}: {what}; a model folder is made by 'sammi convert'{hub_hint(folder)}"
         )
+    if not (folder / CONFIG_FILE).exists():
+        raise SammiError(f"{name}: has no {CONFIG_FILE}; a model folder is made by 'sammi convert'")
     meta = read_json(folder / CONFIG_FILE)
     if "kind" not in meta:
         raise SammiError(
-            f"{folder}: not a model folder (its {CONFIG_FILE} has no kind); "
-            "convert it first: sammi convert {clip,sam,catseg,sammi} SRC DST"
+            f"{name}: not a model folder (its {CONFIG_FILE} has no kind); "
+            f"convert it first: sammi convert {{clip,sam,catseg,sammi}} {name} DST"
         )
     if meta.get("format") != FORMAT:
-        raise SammiError(f"{folder}: format {meta.get('format')!r}, not {FORMAT}; convert it again")
+        raise SammiError(f"{name}: format {meta.get('format')!r}, not {FORMAT}; convert it again")
     return meta
+
+
+def _name(folder: str | Path) -> str:
+    """What errors call a folder: a model on the Hugging Face Hub by the name that the user gave."""
+    return str(hub_model(folder) or find_model(folder))
 
 
 def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:

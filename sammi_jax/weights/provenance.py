@@ -1,13 +1,14 @@
 """Where a model's weights come from: ``source`` and ``licence`` of a model folder's config.json.
 
-A converted checkpoint's ``source`` names its file. A model that was made of others holds theirs
-under ``from``; a trained one says what it was trained on as well:
+A converted checkpoint's ``source`` names its ``file``, or ``hub`` and ``commit`` of the Hugging
+Face Hub, and as ``published`` what it is, if it is known (`weights.published`). A model that was
+made of others holds theirs under ``from``; a trained one says what it was trained on as well:
 
     {"trained_on": "openshapes os48", "steps": 900, "seed": 0, "config_sha256": "...",
      "from": {"clip": {"kind": "clip", "licence": "MIT", "source": {...}}}}
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,14 @@ def _data_name(config: TrainConfig) -> str:
         return OPENSHAPES  # the only data of the other tasks
     data = config.data
     return f"{OPENSHAPES} {data.view}" if data.name == OPENSHAPES else data.name
+
+
+def checkpoints(origin: Origin) -> Iterator[Origin]:
+    """The converted checkpoints that a model goes back to."""
+    for part in origin.source.get("from", {}).values():
+        yield from checkpoints(read_origin(part))
+    if "file" in origin.source or "hub" in origin.source:
+        yield origin
 
 
 def combine_licenses(parts: Mapping[str, Origin]) -> str:

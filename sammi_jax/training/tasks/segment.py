@@ -35,6 +35,7 @@ from sammi_jax.training.task import Rules
 from sammi_jax.training.tasks.segment_data import check_weights, is_random, open_cache, training_set
 from sammi_jax.training.tasks.stream import StreamTask, this_share
 from sammi_jax.typing import Int, NpArray
+from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.model_folder import read_model, write_model
 from sammi_jax.weights.provenance import read_origins, trained
 
@@ -167,7 +168,7 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
         folder = self._task.segmenter or self._task.clip
         if folder is None:
             return Tokenizer(openshapes.build_tokenizer())
-        return Tokenizer.from_folder(folder)
+        return Tokenizer.from_folder(find_model(folder))
 
     def initial_params(self, seed: int) -> dict[str, Any]:
         """Fresh, then overlaid with the model folders that the configuration names."""
