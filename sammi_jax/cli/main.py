@@ -14,12 +14,22 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sammi_jax import __version__
-from sammi_jax.cli import cache, convert, datasets, evaluate, inspect, segment, train
+from sammi_jax.cli import cache, convert, datasets, evaluate, export, inspect, segment, train
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
-COMMANDS = (convert, datasets, inspect, segment, train, evaluate, cache, compile_command)
+COMMANDS = (
+    convert,
+    datasets,
+    inspect,
+    segment,
+    train,
+    evaluate,
+    cache,
+    export,
+    compile_command,
+)
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.
