@@ -14,9 +14,20 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sammi_jax import __version__
-from sammi_jax.cli import cache, convert, datasets, evaluate, export, inspect, segment, train
+from sammi_jax.cli import (
+    cache,
+    convert,
+    datasets,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    segment,
+    train,
+)
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
+from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
 COMMANDS = (
@@ -29,6 +40,7 @@ COMMANDS = (
     cache,
     export,
     compile_command,
+    doctor,
 )
 
 _DESCRIPTION = """\
@@ -60,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.error("name a command; 'sammi --help' lists them")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), backend_errors():
             warnings.showwarning = _show_warning
             code = args.run(args)
         sys.stdout.flush()

@@ -17,6 +17,7 @@ from sammi_jax import __version__
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.export.programs import PLATFORMS, TEXT_ENCODER, Program, export_programs
+from sammi_jax.extras import EXTRAS
 from sammi_jax.files import atomic_folder, check_destination, write_json
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.inference.inputs import PAD_MULTIPLE
@@ -78,7 +79,7 @@ def _check_flatbuffers() -> None:
         import flatbuffers  # noqa: F401  (jax.export imports it when it writes)
     except ImportError as error:
         raise SammiError(
-            "sammi export needs the package flatbuffers: pip install 'sammi_jax[export]'"
+            f"sammi export needs the package flatbuffers: {EXTRAS['export'].command}"
         ) from error
 
 
