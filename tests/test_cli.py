@@ -46,7 +46,7 @@ def test_help_is_readable_and_needs_no_jax():
         assert f"\n    {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "segment"])
+@pytest.mark.parametrize("command", ["convert", "inspect", "segment", "export", "doctor"])
 def test_help_of_a_command(capsys, monkeypatch, command):
     """It fits a terminal of 100 columns and ends in an example that the parser takes."""
     monkeypatch.setenv("COLUMNS", "100")

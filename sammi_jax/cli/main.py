@@ -18,7 +18,9 @@ from sammi_jax.cli import (
     cache,
     convert,
     datasets,
+    doctor,
     evaluate,
+    export,
     inspect,
     masks,
     push,
@@ -28,9 +30,11 @@ from sammi_jax.cli import (
 )
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
+from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
 COMMANDS = (
+    doctor,
     weights,
     convert,
     inspect,
@@ -41,6 +45,7 @@ COMMANDS = (
     train,
     evaluate,
     cache,
+    export,
     compile_command,
 )
 
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.error("name a command; 'sammi --help' lists them")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), backend_errors():
             warnings.showwarning = _show_warning
             code = args.run(args)
         sys.stdout.flush()

@@ -19,7 +19,7 @@ from sammi_jax.typing import Bool, NpArray, UInt8
 # bool [1, n, G, G], bool [1, n] and float32 [1, n]
 CanvasMasks = tuple[NpArray, NpArray, NpArray]
 
-_PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (docs/catseg.md part 0, step 2)
+PAD_MULTIPLE = 32  # plain inference pads to a multiple of it (docs/catseg.md part 0, step 2)
 
 
 @jax.tree_util.register_dataclass
@@ -68,8 +68,8 @@ def segmenter_input(
         padded = np.broadcast_to(
             CLIP_MEAN,
             (
-                -(-height // _PAD_MULTIPLE) * _PAD_MULTIPLE,
-                -(-width // _PAD_MULTIPLE) * _PAD_MULTIPLE,
+                -(-height // PAD_MULTIPLE) * PAD_MULTIPLE,
+                -(-width // PAD_MULTIPLE) * PAD_MULTIPLE,
                 3,
             ),
         ).copy()

@@ -308,7 +308,7 @@ def _widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32, copy=False) if value.dtype.name in DTYPES else value
 
 
-def load_tokenizer(folder: str | Path, model: ModelFolder) -> Tokenizer:
+def load_tokenizer(folder: str | Path, model: ModelFolder | Description) -> Tokenizer:
     """The tokenizer of a model folder.
 
     Raises:
