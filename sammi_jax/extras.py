@@ -37,9 +37,7 @@ EXTRAS = {
         Extra("tensorboard", "tensorboardX", "write TensorBoard logs while training"),
         Extra("export", "flatbuffers", "write models as StableHLO programs (sammi export)"),
         Extra("serve", "gradio", "a model in the browser"),
-        Extra("hub", "huggingface_hub", "download from and upload to the Hugging Face Hub"),
-        Extra("geotiff", "rasterio", "read GeoTIFF images"),
-        Extra("coco", "pycocotools", "read COCO annotations"),
+        Extra("geotiff", "rasterio", "read and write GeoTIFF with its place on the ground"),
     )
 }
 

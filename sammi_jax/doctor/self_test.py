@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from sammi_jax.data.openshapes import IGNORE_LABEL, OpenShapes
+from sammi_jax.errors import one_line
 from sammi_jax.evaluation import confusion_matrix, scores
-from sammi_jax.files import one_line
 from sammi_jax.inference.segmenter import load
 from sammi_jax.weights.bundled import DEFAULT
 
