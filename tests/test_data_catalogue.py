@@ -13,6 +13,7 @@ from sammi_jax.data.input.pipeline import batch_stream, iterate
 from sammi_jax.data.prepare.doctor import examine, random_miou
 from sammi_jax.data.prepare.known_sets import LAYOUTS
 from sammi_jax.data.prepare.report import report_lines
+from sammi_jax.data.sources import Glance
 from sammi_jax.data.vocabulary import get_vocabulary, tasks_of, vocabulary_names
 from sammi_jax.errors import SammiError
 
@@ -154,6 +155,13 @@ def test_names_that_do_not_open(tmp_path, name, message):
         open_dataset(name, data_dir=tmp_path)
 
 
+def test_a_path_is_told_from_a_name(tmp_path):
+    with pytest.raises(
+        SammiError, match=f"is a path; for a set of your own give folder:{tmp_path}"
+    ):
+        open_dataset(str(tmp_path))
+
+
 def user_folder(tmp_path, labels, suffix=".png", classes="sky\nbuilding, edifice\n"):
     for part in ("images", "labels"):
         (tmp_path / part).mkdir(parents=True, exist_ok=True)
@@ -288,6 +296,20 @@ def test_examine_counts(tmp_path):
     assert "values that are no class: 2 (3 pixels), 9 (1 pixels)" in text
     assert "1 labels of another size than their image: c.jpg" in text
     assert "MESS publishes 12.00" in text
+
+
+def test_examine_tells_negative_labels():
+    class Labels:
+        def __len__(self):
+            return 1
+
+        def glance(self, index):
+            label = np.array([[0, -1, -1], [1, 1, 5]], np.int32)
+            return Glance("a.png", (2, 3), label)
+
+    report = examine(Labels(), 2, 255)
+    assert report.outside == {-1: 2, 5: 1}
+    assert report.pixels.tolist() == [1, 2]
 
 
 def test_random_miou_is_what_random_guesses_score(rng):

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -188,6 +189,14 @@ def test_classes_are_read_out_in_chunks(model, rng):
     np.testing.assert_array_equal(every.argmax(axis=0), index)
     np.testing.assert_array_equal(every.max(axis=0), best)
     assert model.read_scores(scores, 21, None).shape == (21, 16, 16)
+
+
+def test_the_memory_is_told(model):
+    small, large = (model.memory(3, (40 * n, 56 * n)) for n in (1, 20))
+    assert small["weights"] == sum(x.nbytes for x in jax.tree.leaves(model.state))
+    assert small["network"] == large["network"] > 0
+    assert large["result"] == 400 * small["result"]
+    assert small["readout"] < large["readout"] < 400 * small["readout"]
 
 
 def test_synonyms_and_background(model, picture):

@@ -6,6 +6,7 @@ device. ``config.json`` holds what `to_dict` gives; `from_dict` is its exact inv
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, TypeVar
 
 from sammi_jax.errors import SammiError
@@ -267,7 +268,7 @@ def view_layout(config: SegmenterConfig) -> ViewLayout:
     if config.sliding is None:
         return ViewLayout(window)
     cell = config.crop_size // window
-    stride = config.sliding.stride // cell
+    stride = Fraction(config.sliding.stride, cell)
     return ViewLayout(
         window, stride, 1 + (config.sliding.output_size - config.crop_size) // config.sliding.stride
     )
@@ -301,11 +302,15 @@ def check_config(config: SegmenterConfig) -> None:
             f"{vision.num_layers}"
         )
     sliding, cell = config.sliding, config.crop_size // grid
-    if sliding is not None and (
-        sliding.stride % cell or (sliding.output_size - config.crop_size) % sliding.stride
-    ):
+    if sliding is None:
+        return
+    if sliding.stride < 1 or (sliding.output_size - config.crop_size) % sliding.stride:
         raise SammiError(
             f"sliding.output_size {sliding.output_size} must be crop_size {config.crop_size} plus "
-            f"a multiple of sliding.stride {sliding.stride}, and the stride a multiple of the "
-            f"cell's {cell} pixels"
+            f"a multiple of sliding.stride {sliding.stride}"
+        )
+    if config.masks is not None and sliding.stride % cell:
+        raise SammiError(
+            f"sliding.stride {sliding.stride} must be a multiple of a cell's {cell} pixels in a "
+            "model with masks, whose points and masks are made for the cells of the whole canvas"
         )

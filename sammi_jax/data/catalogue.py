@@ -92,6 +92,8 @@ def open_dataset(
         return _open_shapes(name, num_examples)
     if name.partition("/")[0] in vocabulary_names():
         return _open_prepared(name, num_examples, data_dir)
+    if Path(name).exists():
+        raise SammiError(f"{name}: is a path; for a set of your own give {USER_FOLDER}{name}")
     known = [*dataset_names(), *vocabulary_names()]
     near = get_close_matches(name, known, 1)
     if near:

@@ -83,9 +83,17 @@ def zero_shot_views(
     return ViewScores(rearrange(cost, "(b v) h w t -> b v t h w", v=layout.num_views))
 
 
-def blend_cosines(scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
-    """Cosines on the canvas, one for each cell, from those of every view."""
-    stitched = stitch(rearrange(scores.maps, "b v t h w -> b v h w t"), layout)
+def blend_cosines(
+    scores: ViewScores, config: SegmenterConfig, layout: ViewLayout
+) -> Float[Array, "b t h2 w2"]:
+    """Cosines on the canvas from those of every view: one for each cell.
+
+    Where windows lie no whole cells apart, at the canvas's own pixels.
+    """
+    maps = rearrange(scores.maps, "b v t h w -> b v h w t")
+    if not layout.in_cells:
+        maps = resize(maps, (config.crop_size, config.crop_size))
+    stitched = stitch(maps, layout)
     return rearrange(stitched, "b h w t -> b t h w")
 
 

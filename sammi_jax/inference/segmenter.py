@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,7 +20,7 @@ from sammi_jax.inference.classes import ClassList, make_class_list
 from sammi_jax.inference.forward import ViewScores, blend_logits, forward_input
 from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
 from sammi_jax.inference.result import Proposals, ScoreMaps, Segmentation
-from sammi_jax.inference.text_prompted import MASK_BUCKET, TextPrompted
+from sammi_jax.inference.text_prompted import CLASS_BUCKET, MASK_BUCKET, TextPrompted
 from sammi_jax.inference.tiles import TileGrid
 from sammi_jax.inference.towers import SamModel
 from sammi_jax.models.class_texts import ClassTexts
@@ -190,6 +191,30 @@ class Segmenter(TextPrompted):
             labels[place] = found.labels[tile.inner]
             confidence[place] = found.confidence[tile.inner]
         return Segmentation(image, list(classes.names), labels, confidence)
+
+    def memory(self, num_classes: int, size: tuple[int, int]) -> dict[str, int]:
+        """Bytes that segmenting one image takes, from compiling the programs for it.
+
+        Args:
+            num_classes: how many texts.
+            size: (height, width) of the image.
+
+        Returns:
+            ``weights``; ``network`` and ``readout``, which follow each other; ``result``: labels
+            and scores of the best class at the image's size.
+        """
+        inputs = self.prepare(np.zeros((*size, 3), np.uint8))
+        count = -(-num_classes // CLASS_BUCKET) * CLASS_BUCKET
+        width = (count, self.config.aggregator.num_templates, self.config.clip.embed_dim)
+        text = jax.eval_shape(lambda: ClassTexts(jnp.zeros(width), jnp.zeros(count, bool)))
+        network, readout = self.programs(inputs, text, size)
+        bytes_of = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))  # noqa: E731
+        return {
+            "weights": bytes_of(self.state),
+            "network": network.temp_size_in_bytes + network.output_size_in_bytes,
+            "readout": readout.temp_size_in_bytes + readout.output_size_in_bytes,
+            "result": 8 * size[0] * size[1],
+        }
 
     def _results(
         self,

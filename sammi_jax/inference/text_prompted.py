@@ -23,7 +23,7 @@ from sammi_jax.text.tokenizer import Tokenizer, class_tokens
 from sammi_jax.typing import Array, Float, Int, NpArray, UInt8
 
 MASK_BUCKET = 16  # given masks are padded to a multiple, so that few programs are compiled
-_CLASS_BUCKET = 8  # so is the class axis; as many classes are read out at once
+CLASS_BUCKET = 8  # so is the class axis; as many classes are read out at once
 
 
 class TextPrompted:
@@ -91,7 +91,7 @@ class TextPrompted:
         if names not in self._texts:
             length = self.config.clip.text.context_length
             ids = class_tokens(self._tokenizer(), names, self.config.templates, length)
-            padding = -len(names) % _CLASS_BUCKET
+            padding = -len(names) % CLASS_BUCKET
             ids = np.concatenate([ids, np.repeat(ids[-1:], padding, axis=0)])
             mask = jnp.arange(len(ids)) < len(names)
             self._texts[names] = ClassTexts(self._encode_text(self._state, ids), mask)
@@ -119,7 +119,7 @@ class TextPrompted:
         length = np.linalg.norm(array, axis=-1, keepdims=True)
         if not (np.isfinite(length) & (length > 0)).all():
             raise SammiError("text embeddings: some are zero or not finite; compute them again")
-        padding = -count % _CLASS_BUCKET
+        padding = -count % CLASS_BUCKET
         padded = np.concatenate([array / length, np.repeat((array / length)[-1:], padding, axis=0)])
         return ClassTexts(jnp.asarray(padded), jnp.arange(len(padded)) < count)
 
@@ -201,6 +201,29 @@ class TextPrompted:
             lambda taps: self._read(scores, mask, taps), self._canvas_size(scores), size
         )
 
+    def programs(self, inputs: SegmenterInput, text: Any, size: tuple[int, int]) -> tuple[Any, Any]:
+        """Memory of the compiled network and read-out (`jax.stages.Compiled.memory_analysis`).
+
+        Args:
+            inputs: of one image.
+            text: `ClassTexts` of arrays or of their shapes.
+            size: (height, width) of the image.
+        """
+        _, network, state = self._network(Mesh(np.array([jax.local_devices()[:1]]), AXES))
+        scores = jax.eval_shape(network, state, inputs, text)
+        taps: list[PixelTaps] = []
+
+        def one_stripe(stripe: PixelTaps) -> tuple[NpArray, NpArray]:
+            taps.append(stripe)
+            shape = len(stripe.rows), len(stripe.columns)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.int32)
+
+        read_stripes(one_stripe, self._canvas_size(scores), size)
+        readout = self._read.lower(scores, text.mask, taps[0])
+        compiled = (network.lower(state, inputs, text).compile(), readout.compile())
+        first, second = (program.memory_analysis() for program in compiled)
+        return first, second
+
     def _canvas_size(self, scores: ViewScores) -> tuple[int, int]:
         """(height, width) of the blended scores."""
         blend = lambda scores: self.blend(scores, view_layout(self.config))  # noqa: E731
@@ -223,9 +246,9 @@ class TextPrompted:
             *bilinear_taps(canvas[0], size[0], size[0]), *bilinear_taps(canvas[1], size[1], size[1])
         )
         out = np.empty((count, *size), np.float32)
-        for start in range(0, count, _CLASS_BUCKET):
-            maps = np.asarray(self._score(scores, _CLASS_BUCKET, jnp.asarray(start), taps))
-            out[start : start + _CLASS_BUCKET] = maps[: count - start]
+        for start in range(0, count, CLASS_BUCKET):
+            maps = np.asarray(self._score(scores, CLASS_BUCKET, jnp.asarray(start), taps))
+            out[start : start + CLASS_BUCKET] = maps[: count - start]
         return out
 
     def _read_best(self, scores: ViewScores, mask: Array, taps: PixelTaps) -> tuple[Array, Array]:
@@ -235,7 +258,7 @@ class TextPrompted:
             return interpolate(self.blend(scores.choose(start, count), layout)[0], taps)
 
         shape = (taps.rows.shape[0], taps.columns.shape[0])
-        return best_class(class_maps, mask, _CLASS_BUCKET, shape)
+        return best_class(class_maps, mask, CLASS_BUCKET, shape)
 
     def _read_scores(
         self, scores: ViewScores, count: int, start: Array, taps: PixelTaps

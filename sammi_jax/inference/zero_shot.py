@@ -53,7 +53,7 @@ class ZeroShot(TextPrompted):
 
     def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t h2 w2"]:
         """Cosines on the canvas."""
-        return blend_cosines(scores, layout)
+        return blend_cosines(scores, self.config, layout)
 
 
 def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:

@@ -5,26 +5,50 @@ f). A map at any resolution that is a multiple of the cost map's cells can be st
 """
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import jax.numpy as jnp
 import numpy as np
 
+from sammi_jax.errors import SammiError
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float
 
 
 @dataclass(frozen=True)
 class ViewLayout:
-    """Windows along a side, in cells of the cost map. One window is the canvas itself."""
+    """Windows along a side, in cells of the cost map. One window is the canvas itself.
+
+    A stride need not be whole cells: such windows are cut and stitched at a resolution where it is
+    whole pixels, as CAT-Seg does.
+    """
 
     window: int  # cells along a window's side
-    stride: int = 0
+    stride: Fraction | int = 0
     num_windows: int = 1  # along a side
+
+    def side(self, scale: int) -> int:
+        """The canvas's side at ``scale`` pixels a cell.
+
+        Raises:
+            SammiError: the stride is not whole pixels there.
+        """
+        side = (self.window + (self.num_windows - 1) * Fraction(self.stride)) * scale
+        if Fraction(self.stride) * scale % 1:
+            raise SammiError(
+                f"windows {self.stride} cells apart do not meet at {scale} pixels a cell"
+            )
+        return int(side)
 
     @property
     def canvas(self) -> int:
-        """Cells along the canvas's side."""
-        return self.window + (self.num_windows - 1) * self.stride
+        """Cells along the canvas's side. Raises as `side`."""
+        return self.side(1)
+
+    @property
+    def in_cells(self) -> bool:
+        """Whether windows lie whole cells apart."""
+        return Fraction(self.stride).denominator == 1
 
     @property
     def has_global_view(self) -> bool:
@@ -38,12 +62,13 @@ class ViewLayout:
 
     def corners(self, scale: int) -> list[tuple[int, int]]:
         """Top-left corners (row, column) of the windows, row-major, at ``scale`` pixels a cell."""
-        starts = [i * self.stride * scale for i in range(self.num_windows)]
+        last = self.side(scale) - self.window * scale
+        starts = [i * last // max(1, self.num_windows - 1) for i in range(self.num_windows)]
         return [(row, column) for row in starts for column in starts]
 
     def coverage(self, scale: int) -> np.ndarray:
         """How many windows cover each pixel ``[canvas*scale, canvas*scale]``."""
-        count = np.zeros((self.canvas * scale,) * 2, np.float32)
+        count = np.zeros((self.side(scale),) * 2, np.float32)
         side = self.window * scale
         for row, column in self.corners(scale):
             count[row : row + side, column : column + side] += 1
@@ -69,7 +94,7 @@ def stitch(maps: Float[Array, "b v h w c"], layout: ViewLayout) -> Float[Array, 
         return maps[:, 0]
     side = maps.shape[2]
     scale = side // layout.window
-    canvas_side = layout.canvas * scale
+    canvas_side = layout.side(scale)
     total = jnp.zeros((maps.shape[0], canvas_side, canvas_side, maps.shape[-1]), maps.dtype)
     for view, (y, x) in enumerate(layout.corners(scale)):
         total = total.at[:, y : y + side, x : x + side].add(maps[:, view])

@@ -212,6 +212,9 @@ def weights_digest(folder: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_RUN_MODELS = ("model", "best")  # model folders in a run's folder (`training.loop`)
+
+
 def read_meta(folder: str | Path) -> dict[str, Any]:
     """The ``config.json`` of a model folder as it stands; nothing else of the folder is read.
 
@@ -225,6 +228,11 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
             f"{name}: {what}; a model folder is made by 'sammi convert'{hub_hint(folder)}"
         )
     if not (folder / CONFIG_FILE).exists():
+        inside = [name for name in _RUN_MODELS if (folder / name / CONFIG_FILE).exists()]
+        if inside:
+            raise SammiError(
+                f"{name}: is the folder of a training run; give {folder / inside[0]}, its model"
+            )
         raise SammiError(f"{name}: has no {CONFIG_FILE}; a model folder is made by 'sammi convert'")
     meta = read_json(folder / CONFIG_FILE)
     if "kind" not in meta:

@@ -79,7 +79,12 @@ def examine(
         seen = source.glance(index)
         if seen.label.shape != seen.image_size:
             differ.append(seen.file_name)
-        counts = np.bincount(seen.label.ravel(), minlength=num_classes)
+        label = seen.label.ravel()
+        below = label < 0
+        if below.any():
+            outside.update(Counter(label[below].tolist()))
+            label = label[~below]
+        counts = np.bincount(label, minlength=num_classes)
         if ignore_index < len(counts):
             ignored += int(counts[ignore_index])
             counts[ignore_index] = 0
