@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sammi_jax.images import stripes
 from sammi_jax.typing import Bool, Float, Integer, NpArray, UInt8
 
 Colors = tuple[tuple[int, ...], ...]  # RGB of every class
@@ -15,7 +16,6 @@ WIDTH, HEIGHT, MARGIN = 800, 240, 56  # of one curve's panel, in pixels
 _INK, _CURVE = (40, 40, 40), (31, 119, 180)
 _MAX_PALETTE = 256  # a palette PNG holds no more; longer lists are written as 16-bit gray
 _OPACITY = 0.55  # of the classes' colors over an image
-_PIXELS = 2**20  # that are blended at once, in float64
 _GAP, _CAPTION, _LINE = 6, 14, 16  # pixels: between images, above them, of a legend's line
 _SMALL = 384  # images whose sides are all below half of it are drawn larger
 
@@ -51,9 +51,7 @@ def blend_classes(
 ) -> UInt8[NpArray, "h w 3"]:
     """An image under the colors of its classes."""
     blended = np.empty(pixels.shape, np.uint8)
-    step = max(1, _PIXELS // max(1, pixels.shape[1]))
-    for start in range(0, len(pixels), step):
-        rows = slice(start, start + step)
+    for rows in stripes(pixels.shape):
         blended[rows] = blend_colors(pixels[rows], colors[labels[rows]])
     return blended
 

@@ -5,6 +5,7 @@ Nothing here touches a device. Every image becomes uint8 RGB ``[H, W, 3]`` first
 
 import io
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sammi_jax.errors import SammiError, one_line
 from sammi_jax.typing import NpArray, UInt8
 
 _16_BITS = 65535
+_ORIENTATION = 0x0112  # EXIF's tag; 1: upright
+_STRIPE = 2**20  # pixels that are computed on at once where a whole image in floats would not fit
 _START = 16  # bytes that tell what a file is
 # What people hand over for an image, by its first bytes.
 _KINDS = (
@@ -85,10 +88,11 @@ def load_image(source: Any) -> UInt8[NpArray, "h w 3"]:
 def _pixels(image: Image.Image, name: str) -> NpArray:
     if 0 in image.size:
         raise SammiError(f"{name}: the image has no pixels; give one of at least 1 x 1")
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         return np.repeat(to_bytes(np.asarray(image), name)[..., None], 3, axis=-1)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def to_bytes(values: NpArray, name: str) -> NpArray:
@@ -186,6 +190,12 @@ def short_side_shape(
     scale = short / min(height, width)
     scale *= min(1.0, long / (max(height, width) * scale))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def stripes(shape: Sequence[int]) -> Iterator[slice]:
+    """Rows of an image of (height, width, ...) that together have about a million pixels."""
+    step = max(1, _STRIPE // max(1, shape[1]))
+    yield from (slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step))
 
 
 def center_square(image: UInt8[NpArray, "h w 3"], side: int) -> UInt8[NpArray, "s s 3"]:

@@ -3,7 +3,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from sammi_jax.config.model import SegmenterConfig, SlidingConfig
 from sammi_jax.errors import SammiError
@@ -105,7 +105,7 @@ def test_unreadable_files_name_the_culprit(tmp_path, colors):
 def test_whatever_a_decoder_raises_is_the_image_s_line(tmp_path, colors, monkeypatch):
     Image.fromarray(colors).save(tmp_path / "a.png")
     for error in (ZeroDivisionError("a rational"), KeyError(0x9286), MemoryError(), TypeError("x")):
-        monkeypatch.setattr(ImageOps, "exif_transpose", Mock(side_effect=error))
+        monkeypatch.setattr(Image.Image, "getexif", Mock(side_effect=error))
         with pytest.raises(SammiError, match=r"a\.png: cannot be decoded \(.+\)") as raised:
             load_image(tmp_path / "a.png")
         assert "\n" not in str(raised.value)

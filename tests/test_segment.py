@@ -24,7 +24,7 @@ from sammi_jax.inference.image_files import find_images
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segment_files import FileSegmenter, coco_file
 from sammi_jax.inference.tiles import TileGrid
-from sammi_jax.ops.rle import decode_rle, encode_rle, unpack_runs
+from sammi_jax.ops.rle import decode_rle, encode_classes, encode_rle, unpack_runs
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.kinds import expected_params
 from sammi_jax.weights.model_folder import write_model
@@ -184,10 +184,11 @@ def test_scores_on_request_agree_with_the_labels(model, picture):
 def test_classes_are_read_out_in_chunks(model, rng):
     maps = jnp.asarray(rng.normal(size=(1, 1, 24, 16, 16)), jnp.float32)
     scores, mask = ViewScores(maps), jnp.arange(24) < 21
-    best, index = model.read_best(scores, mask, (50, 70))
+    classes = make_class_list([f"class {i}" for i in range(21)])
+    best, index = model.read_best(scores, mask, classes, (50, 70))
     every = model.read_scores(scores, 21, (50, 70))
     np.testing.assert_array_equal(every.argmax(axis=0), index)
-    np.testing.assert_array_equal(every.max(axis=0), best)
+    np.testing.assert_allclose(every.max(axis=0), best, atol=1e-6)
     assert model.read_scores(scores, 21, None).shape == (21, 16, 16)
 
 
@@ -320,6 +321,14 @@ def test_run_lengths_there_and_back(seed):
     encoded = encode_rle(mask)
     np.testing.assert_array_equal(decode_rle(encoded, "here"), mask)
     assert encoded["size"] == list(mask.shape)
+
+
+def test_run_lengths_of_all_classes(rng):
+    labels = rng.integers(0, 5, (30, 40)) * (rng.random((30, 40)) < 0.4)
+    encoded = encode_classes(labels)
+    assert set(encoded) == set(np.unique(labels))
+    for value, found in encoded.items():
+        np.testing.assert_array_equal(decode_rle(found, "here"), labels == value)
 
 
 def test_known_run_lengths():

@@ -27,7 +27,7 @@ from sammi_jax.ops.boundary import OUTSIDE, region_boundary
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.parallel.mesh import AXES, over_devices
-from sammi_jax.typing import Array, Bool, Float, Int, Integer, NpArray
+from sammi_jax.typing import Array, Bool, Int, Integer, NpArray
 
 BOUNDARY_RATIO = 0.02  # of the image's diagonal: the width of a boundary (arXiv 2103.16562)
 
@@ -210,29 +210,27 @@ def _predict(
     num_texts = mask.shape[0]
     batched = jax.tree.map(lambda x: x[None], list(scores))
 
-    def mean_maps(start: Array, count: int) -> Array:
+    def canvas_maps(start: Array, count: int) -> list[Array]:
+        return [
+            predictor.blend(each.choose(start, count), variant.layout)[0]
+            for variant, each in zip(variants, batched, strict=True)
+        ]
+
+    def on_pixels(maps: list[Array]) -> Array:
         total: Any = sum(
-            _on_pixels(predictor, variant, each.choose(start, count), taps)
-            for variant, each, taps in zip(variants, batched, target.taps, strict=True)
+            interpolate(each[..., ::-1] if variant.flip else each, taps)
+            for variant, each, taps in zip(variants, maps, target.taps, strict=True)
         )
         return total / len(variants)
 
-    shape = target.label.shape
-    score, index = best_class(mean_maps, mask, readout.class_chunk, shape)
+    shape = (target.label.shape[0], target.label.shape[1])
+    score, index = best_class(canvas_maps, on_pixels, mask, readout.class_chunk, shape)
     merge = np.zeros(num_texts, np.int32)  # texts that pad the axis never win
     merge[: len(readout.merge)] = readout.merge
     prediction = jnp.asarray(merge)[index]
     if readout.threshold is not None and readout.background is not None:
         prediction = jnp.where(score < readout.threshold, readout.background, prediction)
     return prediction
-
-
-def _on_pixels(
-    predictor: Predictor, variant: Variant, scores: ViewScores, taps: PixelTaps
-) -> Float[Array, "t h2 w2"]:
-    """Scores of some classes at the pixels of the bucket."""
-    maps = predictor.blend(scores, variant.layout)[0]
-    return interpolate(maps[..., ::-1] if variant.flip else maps, taps)
 
 
 def _count(

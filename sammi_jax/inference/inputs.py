@@ -12,7 +12,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.models.proposals import MASK_SCALE
 from sammi_jax.models.smoothing import ORDINARY
 from sammi_jax.ops.clip_image import CLIP_MEAN
-from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.ops.resize import between_rows, bilinear_taps
 from sammi_jax.ops.sam_image import resized_shape
 from sammi_jax.typing import Bool, NpArray, UInt8
 
@@ -38,11 +38,22 @@ class SegmenterInput:
     mask_quality: Any = None  # [b, n] float32: the IoU with a true region that is expected of them
 
 
-def _resample(image: NpArray, side: int) -> NpArray:
-    """Bilinear without antialiasing to a square, as torch's ``interpolate``; float32 0..255."""
-    rows = resize_matrix(image.shape[0], side)
-    columns = resize_matrix(image.shape[1], side)
-    return np.einsum("oh,hwc,pw->opc", rows, image.astype(np.float32), columns, optimize=True)
+def _resample(image: NpArray, side: int, padded: tuple[int, int] | None = None) -> NpArray:
+    """Bilinear without antialiasing to a square, as torch's ``interpolate``; float32 0..255.
+
+    Only the pixels that are used are read: a large image in floats would not fit.
+
+    Args:
+        image: ``[h, w, 3]``.
+        side: of the square.
+        padded: (height, width) that the image is padded to with CLIP's mean color; None: its own.
+    """
+    height, width = padded or image.shape[:2]
+    rows, columns = bilinear_taps(height, side, side), bilinear_taps(width, side, side)
+    wide = between_rows(image, *rows, outside=CLIP_MEAN)
+    return np.ascontiguousarray(
+        between_rows(wide.swapaxes(0, 1), *columns, outside=CLIP_MEAN).swapaxes(0, 1)
+    )
 
 
 def segmenter_input(
@@ -64,17 +75,8 @@ def segmenter_input(
         canvas = _resample(image, config.sliding.output_size)
         overview = _resample(image, config.crop_size)[None]
     else:
-        height, width = image.shape[:2]
-        padded = np.broadcast_to(
-            CLIP_MEAN,
-            (
-                -(-height // PAD_MULTIPLE) * PAD_MULTIPLE,
-                -(-width // PAD_MULTIPLE) * PAD_MULTIPLE,
-                3,
-            ),
-        ).copy()
-        padded[:height, :width] = image
-        canvas, overview = _resample(padded, config.clip_size), None
+        height, width = (-(-length // PAD_MULTIPLE) * PAD_MULTIPLE for length in image.shape[:2])
+        canvas, overview = _resample(image, config.clip_size, (height, width)), None
     if given is not None:
         return SegmenterInput(canvas[None], overview, None, None, *given)
     if config.masks is None:

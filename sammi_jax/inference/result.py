@@ -13,12 +13,13 @@ from PIL import Image
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import blend_classes, draw_panel, draw_proposals, label_image, palette
 from sammi_jax.files import atomic_file, write_json
+from sammi_jax.images import stripes
 from sammi_jax.models.proposals import MaskProposals
-from sammi_jax.ops.resize import bilinear_taps
-from sammi_jax.ops.rle import encode_rle
+from sammi_jax.ops.resize import between_rows, bilinear_taps
+from sammi_jax.ops.rle import encode_classes, encode_rle
 from sammi_jax.typing import Bool, Float, Int, NpArray, UInt8
 
-_STRIPE = 2**20  # pixels that are counted at once: whole maps in float64 would not fit
+_LONGEST_FIGURE = 4096  # pixels: more than a screen shows
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,12 @@ class Proposals:
         """The masks one by one at the image's (height, width): where bilinear values reach 1/2."""
         for mask in self.masks:
             rows, row_weights = bilinear_taps(mask.shape[0], size[0], size[0])
-            columns, column_weights = bilinear_taps(mask.shape[1], size[1], size[1])
-            soft = mask.astype(np.float32)
-            soft = _between(soft.T, columns, column_weights).T
-            yield _between(soft, rows, row_weights) >= 0.5
-
-
-def _between(values: NpArray, taps: NpArray, weights: NpArray) -> NpArray:
-    first, second = values[taps[:, 0]], values[taps[:, 1]]
-    return first * (1 - weights[:, None]) + second * weights[:, None]
+            taps, weights = bilinear_taps(mask.shape[1], size[1], size[1])
+            wide = np.ascontiguousarray(between_rows(mask.T, taps, weights).T)
+            found = np.empty(size, bool)
+            for part in stripes(size):
+                found[part] = between_rows(wide, rows[part], row_weights[part]) >= 0.5
+            yield found
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,10 @@ class Segmentation:
             self.overlay().save(temporary, format=format)
 
     def overlay(self) -> Image.Image:
-        """The figure that `save` writes."""
+        """The figure that `save` writes; large images are drawn at most 4,096 pixels long."""
+        step = -(-max(self.labels.shape) // _LONGEST_FIGURE)
+        pixels, labels = self.image[::step, ::step], self.labels[::step, ::step]
         colors = palette(len(self.class_names))
-        blended = blend_classes(self.image, self.labels, colors)
         entries = [
             (
                 f"{entry['name']}  {100 * entry['fraction']:.1f}%",
@@ -152,9 +151,9 @@ class Segmentation:
             )
             for entry in self.classes
         ]
-        size = (self.labels.shape[0], self.labels.shape[1])
-        drawn = draw_proposals(blended, self.proposals.on_image(size), self.points)
-        return draw_panel([("", drawn)], entries)
+        masks = self.proposals.on_image((labels.shape[0], labels.shape[1]))
+        blended = blend_classes(pixels, labels, colors)
+        return draw_panel([("", draw_proposals(blended, masks, self.points / step))], entries)
 
     def _repr_png_(self) -> bytes:
         """The overlay: what a notebook shows."""
@@ -184,9 +183,7 @@ class Segmentation:
         labels, scores = self.labels[rows, columns], self.confidence[rows, columns]
         number = len(self.class_names)
         pixels, total = np.zeros(number, np.int64), np.zeros(number)
-        step = max(1, _STRIPE // max(1, labels.shape[1]))
-        for start in range(0, len(labels), step):
-            part = slice(start, start + step)
+        for part in stripes(labels.shape):
             inside = slice(None) if mask is None else mask[part]
             found = labels[part][inside].ravel()
             pixels += np.bincount(found, minlength=number)
@@ -239,21 +236,33 @@ class Segmentation:
         ``segmentation`` (compressed runs), ``area``, ``bbox`` (x, y, width, height), ``score`` (the
         mean of the class's pixels), ``iscrowd`` 0, and ``index`` of the class.
         """
-        found = []
-        for entry in self.classes:
-            mask = self.labels == entry["index"]
-            rows, columns = (_span(mask.any(axis=axis)) for axis in (1, 0))
-            found.append(
-                {
-                    "index": entry["index"],
-                    "segmentation": encode_rle(mask),
-                    "area": entry["pixels"],
-                    "bbox": _box(rows, columns),
-                    "score": entry["mean_score"],
-                    "iscrowd": 0,
-                }
-            )
-        return found
+        masks = encode_classes(self.labels)
+        boxes = self._boxes()
+        return [
+            {
+                "index": entry["index"],
+                "segmentation": masks[entry["index"]],
+                "area": entry["pixels"],
+                "bbox": boxes[entry["index"]],
+                "score": entry["mean_score"],
+                "iscrowd": 0,
+            }
+            for entry in self.classes
+        ]
+
+    def _boxes(self) -> dict[int, list[int]]:
+        """x, y, width and height of each class that occurs."""
+        height, width = self.labels.shape
+        in_row = np.zeros((len(self.class_names), height), bool)
+        in_column = np.zeros((len(self.class_names), width), bool)
+        for part in stripes(self.labels.shape):
+            labels = self.labels[part]
+            in_row[labels, np.arange(part.start, part.stop)[:, None]] = True
+            in_column[labels, np.arange(width)[None]] = True
+        return {
+            entry["index"]: _box(_span(in_row[entry["index"]]), _span(in_column[entry["index"]]))
+            for entry in self.classes
+        }
 
     def write(self, folder: Path, stem: str, record: Mapping[str, Any] | None = None) -> list[Path]:
         """Write ``STEM_overlay.png``, ``STEM_labels.png`` and ``STEM.json``; returns the paths.

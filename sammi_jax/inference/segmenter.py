@@ -230,12 +230,12 @@ class Segmenter(TextPrompted):
         for index, image in enumerate(images):
             scores: ViewScores = jax.tree.map(lambda x, i=index: x[i : i + 1], batch)
             size = (image.shape[0], image.shape[1])
-            confidence, texts = self.read_best(scores, text.mask, size)
+            confidence, labels = self.read_best(scores, text.mask, classes, size)
             results.append(
                 Segmentation(
                     image=image,
                     class_names=list(classes.names),
-                    labels=classes.classes_of(texts, confidence),
+                    labels=labels,
                     confidence=confidence,
                     proposals=Proposals.of_canvas(scores.proposals, size),
                     score_maps=self._score_maps(scores, classes, size) if keep_scores else None,

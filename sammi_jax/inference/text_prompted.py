@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from sammi_jax.config.model import SegmenterConfig, view_layout
 from sammi_jax.errors import SammiError
 from sammi_jax.images import resize_short_side
+from sammi_jax.inference.classes import ClassList
 from sammi_jax.inference.forward import Prediction, ViewScores
 from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input
 from sammi_jax.inference.readout import PixelTaps, best_class, interpolate, read_stripes
@@ -188,18 +189,22 @@ class TextPrompted:
         return mesh, program, state
 
     def read_best(
-        self, scores: ViewScores, mask: Array, size: tuple[int, int]
+        self, scores: ViewScores, mask: Array, classes: ClassList, size: tuple[int, int]
     ) -> tuple[Float[NpArray, "h w"], Int[NpArray, "h w"]]:
-        """The best score and text of every pixel of one image, stripe by stripe.
+        """The best score of every pixel of one image, and its class, stripe by stripe.
 
         Args:
             scores: of `view_scores`, of one image (a batch of one).
             mask: which texts exist, bool ``[t]``.
+            classes: what the texts belong to.
             size: (height, width) of the image.
         """
-        return read_stripes(
-            lambda taps: self._read(scores, mask, taps), self._canvas_size(scores), size
-        )
+
+        def read(taps: PixelTaps) -> tuple[NpArray, NpArray]:
+            score, text = (np.asarray(x) for x in self._read(scores, mask, taps))
+            return score, classes.classes_of(text, score)
+
+        return read_stripes(read, self._canvas_size(scores), size)
 
     def programs(self, inputs: SegmenterInput, text: Any, size: tuple[int, int]) -> tuple[Any, Any]:
         """Memory of the compiled network and read-out (`jax.stages.Compiled.memory_analysis`).
@@ -254,11 +259,12 @@ class TextPrompted:
     def _read_best(self, scores: ViewScores, mask: Array, taps: PixelTaps) -> tuple[Array, Array]:
         layout = view_layout(self.config)
 
-        def class_maps(start: Array, count: int) -> Array:
-            return interpolate(self.blend(scores.choose(start, count), layout)[0], taps)
+        def canvas_maps(start: Array, count: int) -> Array:
+            return self.blend(scores.choose(start, count), layout)[0]
 
         shape = (taps.rows.shape[0], taps.columns.shape[0])
-        return best_class(class_maps, mask, CLASS_BUCKET, shape)
+        on_pixels = lambda maps: interpolate(maps, taps)  # noqa: E731
+        return best_class(canvas_maps, on_pixels, mask, CLASS_BUCKET, shape)
 
     def _read_scores(
         self, scores: ViewScores, count: int, start: Array, taps: PixelTaps

@@ -6,7 +6,7 @@ package reads was trained with PyTorch's rules (torch/nn/functional.py ``interpo
 """
 
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,6 +61,29 @@ def bilinear_taps(in_size: int, out_size: int, length: int) -> tuple[np.ndarray,
     weights = np.zeros(length, np.float32)
     weights[:out_size] = center - left
     return taps, weights
+
+
+def between_rows(
+    values: np.ndarray, taps: np.ndarray, weights: np.ndarray, outside: Any = None
+) -> np.ndarray:
+    """Rows of a host array interpolated at the taps of `bilinear_taps`, float32.
+
+    Args:
+        values: ``[h, ...]``.
+        taps: int ``[n, 2]``.
+        weights: float32 ``[n]``, of the second row.
+        outside: what rows from ``h`` on hold; taps may lead there where it is given.
+    """
+    shape = (-1, *[1] * (values.ndim - 1))
+
+    def row(index: np.ndarray) -> np.ndarray:
+        if outside is None:
+            return values[index].astype(np.float32)
+        inside = (index < len(values)).reshape(shape)
+        return np.where(inside, values[np.minimum(index, len(values) - 1)], np.float32(outside))
+
+    weights = weights.reshape(shape)
+    return row(taps[:, 0]) * (1 - weights) + row(taps[:, 1]) * weights
 
 
 def _cubic(distance: np.ndarray) -> np.ndarray:

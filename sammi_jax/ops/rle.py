@@ -60,13 +60,28 @@ def unpack_runs(text: str) -> Sequence[int]:
 
 def encode_rle(mask: NpArray) -> dict[str, Any]:
     """``{"size": [H, W], "counts": str}``, compressed, of a mask, bool ``[H, W]``."""
-    flat = mask.ravel(order="F")
+    return encode_classes(mask).get(1) or _compressed(mask.shape, [mask.size])
+
+
+def encode_classes(labels: NpArray) -> dict[int, dict[str, Any]]:
+    """The compressed mask of every value of a label map, ``[H, W]``, in one pass over it."""
+    flat = labels.ravel(order="F")
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges).tolist()
-    if flat.size and flat[0]:
-        runs = [0, *runs]
-    return {"size": [int(side) for side in mask.shape], "counts": pack_runs(runs)}
+    starts, stops, values = edges[:-1], edges[1:], flat[edges[:-1]]
+    order = np.argsort(values, kind="stable")
+    found = {}
+    for runs in np.split(order, np.flatnonzero(np.diff(values[order])) + 1):
+        # up to each run, and the run itself
+        ends = np.stack([starts[runs], stops[runs]], axis=1).ravel()
+        counts = np.diff(ends, prepend=0).tolist()
+        rest = flat.size - int(ends[-1])
+        found[int(values[runs[0]])] = _compressed(labels.shape, [*counts, rest] if rest else counts)
+    return found
+
+
+def _compressed(size: Sequence[int], runs: Sequence[int]) -> dict[str, Any]:
+    return {"size": [int(side) for side in size], "counts": pack_runs(runs)}
 
 
 def pack_runs(runs: Sequence[int]) -> str:
