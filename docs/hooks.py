@@ -29,7 +29,12 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links to a file of the repository lead to its page."""
+    """Links to a file of the repository lead to its page; blocks say in their title what they need.
+
+    What stands behind ``sh`` is for tests/test_docs_run.py.
+    """
+    markdown = re.sub(r"^( *```sh) slow$", r"\1", markdown, flags=re.M)
+    markdown = re.sub(r'^( *```sh) needs="(.*)"$', r'\1 title="needs \2"', markdown, flags=re.M)
 
     def page_of(link: re.Match) -> str:
         target = link[1].removeprefix("../").removeprefix("docs/")
