@@ -60,7 +60,7 @@ def test_every_block_of_commands_says_whether_it_runs(page):
 
 
 def run(command, folder):
-    """A command in a folder, with this checkout's package, this environment's programs, a device."""
+    """A command in a folder, with this checkout's package and one CPU device."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path, "XLA_FLAGS": flags}
