@@ -5,7 +5,7 @@ RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: demo pretrain study study-real env test slow check format help
+.PHONY: demo pretrain study study-real env test slow check format docs help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -31,10 +31,10 @@ $(TEST_STAMP): $(RUN_STAMP)
 
 env: $(TEST_STAMP)  ## the virtual environment .venv with everything that the tests need
 
-demo: $(RUN_STAMP)  ## train and evaluate on embedded data; images and a table under runs/demo
+demo: $(RUN_STAMP)  ## train and compare the models on OpenShapes; images and a table in runs/demo
 	$(BIN)/python examples/demo.py --workdir runs/demo
 
-pretrain: $(RUN_STAMP)  ## train the small models that the package brings along (hours)
+pretrain: $(RUN_STAMP)  ## train the small models that come with the package (hours)
 	$(BIN)/python examples/pretrain.py --workdir runs/pretrain
 
 study: $(TEST_STAMP)  ## measure what each part of SAM-MI is worth; writes docs/study.md (hours)
@@ -54,6 +54,9 @@ test: check  ## lint, types and the fast tests
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow
+
+docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Python and commands: site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(TEST_STAMP)  ## format the code
 	$(BIN)/ruff check --fix .

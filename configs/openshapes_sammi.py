@@ -1,4 +1,4 @@
-r"""The demo's SAM-MI: goes on from its CAT-Seg, with the tiny SAM's masks.
+r"""The demo's SAM-MI: continues from its CAT-Seg, with the tiny SAM's masks.
 
 Command:   sammi train --config openshapes_sammi --workdir runs/demo/sammi \
                --set task.segmenter=runs/demo/catseg/model --set task.sam=runs/demo/sam/model

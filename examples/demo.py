@@ -1,7 +1,7 @@
 """`make demo`: training, evaluation and pictures on generated data, with the `sammi` commands.
 
-It starts as a user does, from a CLIP and a SAM that are given (the two small ones that the package
-brings along): converts both, trains CAT-Seg on the CLIP and SAM-MI on both, and evaluates them on
+It starts as a user does, from a CLIP and a SAM that are given (the two small ones that come with
+the package): converts both, trains CAT-Seg on the CLIP and SAM-MI on both, and evaluates them on
 classes that training saw and did not see. Each stage is one command, which is printed before it
 runs.
 """
@@ -28,7 +28,7 @@ _ROWS = {
     "CAT-Seg": ("catseg", ()),
     "CAT-Seg, trained on for as long": ("longer", ()),
     "SAM-MI": ("sammi", ()),
-    "SAM-MI, masks shut": ("sammi", ("eval.masks=none",)),
+    "SAM-MI, masks disabled": ("sammi", ("eval.masks=none",)),
     "SAM-MI, true masks": ("sammi", ("eval.masks=true",)),
 }
 

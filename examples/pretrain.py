@@ -1,4 +1,4 @@
-"""`make pretrain`: trains the small models that the package brings along, and puts them into it.
+"""`make pretrain`: trains the small models that come with the package, and puts them into it.
 
 The CLIP and the SAM are written as Hugging Face checkpoints, the SAM-MI on them as a model folder,
 all with 16-bit weights. Each gets a README with its command, its training and its scores, and the
@@ -37,7 +37,7 @@ _TITLES = {
 
 def main() -> None:
     """Train, write, evaluate."""
-    parser = argparse.ArgumentParser(description="Train the models that the package brings along.")
+    parser = argparse.ArgumentParser(description="Train the models that come with the package.")
     parser.add_argument(
         "--workdir", type=Path, default=Path("runs/pretrain"), help="for runs and logs"
     )

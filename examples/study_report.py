@@ -165,7 +165,7 @@ def variants_table(results: Results) -> str:
 
 def masks_table(results: Results) -> str:
     """The full model with its own masks, none, and the true instances."""
-    titles = {"own": "its own masks", "none": "all masks shut", "true": "true instances"}
+    titles = {"own": "its own masks", "none": "all masks disabled", "true": "true instances"}
     rows = [
         [title, spread(results.values(FULL, masks)),
          spread(results.gains(FULL, masks), sign=True),
@@ -298,7 +298,7 @@ def verdicts(results: Results) -> str:
     own, voted = (_robust(results, "its own masks", how) for how in ("soft", "hard"))
     grounded = [seed["sammi"][metric] - seed["grounded"][metric] for seed in results.masks]
     rows += [
-        ("Soft injection bears masks of IoU .6", poor, -0.2),
+        ("Soft injection tolerates masks of IoU .6", poor, -0.2),
         ("... and loses less by them than hard voting", minus(poor, hard), 0.3),
         ("Soft injection is better than hard voting with the model's own masks",
          minus(own, voted), 0.3),
@@ -321,8 +321,8 @@ def verdicts(results: Results) -> str:
 def _verdict(values: Sequence[float], threshold: float) -> str:
     above = [value > threshold for value in values]
     if len(values) < 3:
-        return "can't be told (fewer than three seeds)"
-    return "holds" if all(above) else "can't be told" if any(above) else "does not hold"
+        return "inconclusive (fewer than three seeds)"
+    return "holds" if all(above) else "inconclusive" if any(above) else "does not hold"
 
 
 def _figure(draw: Callable[[Any], None], file: Path) -> None:

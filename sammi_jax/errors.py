@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class SammiError(Exception):
-    """Input that cannot be used. The message is one line: what is wrong, then how to mend it."""
+    """Input that cannot be used. The message is one line: what is wrong, then how to fix it."""
 
 
 def listed(items: Sequence[str], *, limit: int = 8, separator: str = ", ") -> str:

@@ -1,6 +1,8 @@
 """The command line itself: help, exit codes, one-line errors, inspect, and the tokenizer's ways."""
 
+import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -46,20 +48,30 @@ def test_help_is_readable_and_needs_no_jax():
         assert f"\n    {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["convert", "inspect", "segment", "export", "doctor"])
+def all_commands(parser):
+    """Every command and subcommand as a list of words."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield child.prog.split()[1:]
+                yield from all_commands(child)
+
+
+@pytest.mark.parametrize("command", [*all_commands(make_parser())], ids=" ".join)
 def test_help_of_a_command(capsys, monkeypatch, command):
-    """It fits a terminal of 100 columns and ends in an example that the parser takes."""
+    """It fits a terminal of 100 columns and ends in examples that the parser takes."""
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
+        main([*command, "--help"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
-    examples = text.partition("\nexample")[2].splitlines()[1:]
-    assert examples
-    for line in examples:
-        name, *arguments = shlex.split(line)
-        assert (name, arguments[0]) == ("sammi", command)
-        make_parser().parse_args(arguments)
+    examples = re.split(r"\nexamples?:\n", text)[1].replace("\\\n", "")
+    lines = re.findall(r"^  sammi .*", examples, re.M)
+    assert lines
+    for line in lines:
+        words = shlex.split(line)[1:]
+        assert words[: len(command)] == command
+        make_parser().parse_args(words)
 
 
 def test_module_is_the_command():

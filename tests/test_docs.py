@@ -41,7 +41,7 @@ def text_of(page):
     return (ROOT / page).read_text()
 
 
-FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
+FENCE = re.compile(r"^( *)```(\w*)( [^\n]*)?\n(.*?)^ *```$", re.M | re.S)
 
 
 def without_code_blocks(text):
@@ -52,7 +52,7 @@ def code_blocks(text, language):
     found = [match.groups() for match in FENCE.finditer(text)]
     return [
         re.sub(rf"^{indent}", "", body, flags=re.M)
-        for indent, lang, body in found
+        for indent, lang, _, body in found
         if lang == language
     ]
 
@@ -161,9 +161,9 @@ def expanded(path):
 
 @pytest.mark.parametrize("page", sorted({*PAGES, "NOTICE"} - {"CHANGELOG.md"}))
 def test_files_that_are_named_exist(page):
-    pattern = r"(?<![\w/.])(?:sammi_jax|tests|configs|examples|benchmarks|docs)/[\w./{},]+"
+    pattern = r"(?<![\w/.])(?:sammi_jax|tests|configs|examples|benchmarks|docs)/[\w./{},-]+"
     for mention in re.findall(pattern, text_of(page)):
-        for path in expanded(mention.rstrip(".,")):
+        for path in expanded(mention.rstrip(".,-")):
             assert (ROOT / path).exists() or path in RECIPES, f"{page} names {path}"
 
 
@@ -246,7 +246,7 @@ def commands(page):
     """Commands of ``sammi``, ``train.py`` and ``eval.py`` as lists of words, from code."""
     text = text_of(page)
     lines = []
-    for block in code_blocks(text, ""):
+    for block in code_blocks(text, "sh"):
         lines += re.sub(r"\\\n\s*", "", block).splitlines()
     lines += [
         " ".join(code.split()) for code in re.findall(r"`([^`]+)`", without_code_blocks(text))
@@ -271,7 +271,7 @@ COMMANDS = [(page, tuple(words)) for page in PAGES for words in commands(page)]
 
 @pytest.mark.parametrize(("page", "words"), COMMANDS)
 def test_commands_and_options_exist(page, words):
-    if words[0].startswith("--"):
+    if words[0].startswith("--") or words[0] == "COMMAND":
         command = ()
     else:
         command = words[:2] if words[0] == "datasets" and len(words) > 1 else words[:1]
@@ -321,6 +321,36 @@ def test_settings_outside_of_commands_exist(page):
         placeholder = value.rpartition("=")[2]
         if not value.startswith("a.b=") and not placeholder.isupper() and "/" not in placeholder:
             override(config, value)
+
+
+# --- messages ---
+
+
+@cache
+def texts_in_code():
+    """The fixed parts of every text in the package's code; a value is an empty line."""
+    parts = []
+    for path in (ROOT / "sammi_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        parts += [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return "\n\n".join(part for part in parts if isinstance(part, str))
+
+
+MESSAGES = [
+    message
+    for row in re.findall(r"^\| (`.*?) \| ", text_of("docs/troubleshooting.md"), re.M)
+    for message in re.findall(r"`([^`]+)`", row)
+    if " " in message and "RESOURCE_EXHAUSTED" not in message
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_are_those_of_the_code(message):
+    """Their longest part without values (capitals, dots, names, numbers) is in the code."""
+    parts = re.split(r"\.\.\.|\b[A-Z]{1,}\b|\b[\w.]+=\S+|\b\d+\b|^[\w./]+: |optim\.\w+", message)
+    longest = max(parts, key=len).strip(" ;:,(")
+    assert len(longest) > 8
+    assert longest in texts_in_code(), f"no error says {longest!r}"
 
 
 # --- form ---

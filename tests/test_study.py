@@ -56,8 +56,8 @@ def test_a_small_study(tmp_path):
     options = ("--smoke", "--workdir", tmp_path / "work", "--report", report)
     first = run("-c", SMALL_STUDY, *options)
     assert "all+smagg 0" in first
-    text = check_report(report, "hard voting", "true parts", "harmonic mean", "all masks shut")
-    assert "can't be told (fewer than three seeds)" in text
+    text = check_report(report, "hard voting", "true parts", "harmonic mean", "all masks disabled")
+    assert "inconclusive (fewer than three seeds)" in text
     report.unlink()
     assert not run("-c", SMALL_STUDY, *options).strip()  # all is done: nothing runs again
     assert report.read_text() == text
@@ -88,7 +88,7 @@ def test_the_study_on_photographs(real_models, data, tmp_path):
     reports = sorted((tmp_path / "work").glob("*.md"))
     assert len(reports) == 2
     for report in reports:
-        text = check_report(report, "mIoU", "hard voting", "all masks shut")
+        text = check_report(report, "mIoU", "hard voting", "all masks disabled")
         assert "harmonic" not in text
         assert "true parts" not in text
 

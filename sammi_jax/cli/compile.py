@@ -1,4 +1,4 @@
-"""``sammi compile``: the training step compiled for a TPU pod, on any machine."""
+"""``sammi compile``: the training step compiled for a TPU topology, on any machine."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Register the command."""
     parser = subparsers.add_parser(
         "compile",
-        help="compile a training step for a TPU pod, without the pod",
+        help="compile a training step for a TPU topology that you don't have",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -14,7 +14,7 @@ write it:
   sam     SAM from Meta's .pth or from Hugging Face
   catseg  CAT-Seg's released .pth
   sammi   SAM-MI assembled from a CLIP or CAT-Seg (SRC) and a SAM (--sam)
-  openshapes_clip and openshapes_sam are the small ones that the package brings along
+  openshapes_clip and openshapes_sam are the small ones that come with the package
 SRC may also be a model folder (to add a tokenizer, to change templates or dtype), or a
 checkpoint of 'sammi train': RUN/checkpoints/STEP, or RUN for the newest one.
 
@@ -22,8 +22,8 @@ SRC, --sam, --clip and --tokenizer may be ORG/NAME or ORG/NAME@REVISION of the H
 which is downloaded (docs/weights.md); what exists on this machine comes first. 'sammi weights'
 lists published checkpoints. A file among them is recognized by its SHA-256.
 
-Every tensor of the checkpoint must be known and every parameter filled. Otherwise the keys are
-listed, and nothing is written."""
+Conversion is strict: every key must be mapped or explicitly ignored, and every parameter filled.
+Otherwise the error lists the keys, and nothing is written."""
 
 _EXAMPLE = """\
 examples:
@@ -73,7 +73,7 @@ def add_parser(subparsers: Any) -> None:
         'of a {}"; a checkpoint that was trained with several templates needs it',
     )
     told = parser.add_argument_group(
-        "what a CLIP's tensors do not tell", "They come before what a file beside SRC says."
+        "what a CLIP's tensors do not say", "They override the file beside SRC."
     )
     told.add_argument(
         "--activation", choices=("quick_gelu", "gelu"), help="OpenAI: quick_gelu; OpenCLIP: gelu"

@@ -8,9 +8,9 @@ from typing import Any
 
 _GIB = 2**30
 _DESCRIPTION = """\
-Print versions, devices, memory, the compilation cache, the precision of products and what optional
-features need, and segment a few generated scenes with the bundled model as a self-test. Exit code
-0: the self-test passed; 1: it did not."""
+Print versions, devices, memory, the compilation cache, the precision of products and which
+optional packages are missing, and segment a few scenes of OpenShapes with the bundled model as a
+self-test. Exit code 0: the self-test passed; 1: it did not."""
 _EPILOG = """\
 example:
   sammi doctor --json"""
@@ -100,7 +100,7 @@ def _device_lines(devices: dict[str, Any]) -> Iterator[str]:
     if devices["hint"] is not None:
         yield f"devices      {devices['hint']}"
     for index, device in enumerate(devices["found"]):
-        memory = "memory not told by JAX"
+        memory = "memory unknown to JAX"
         if device["memory"] is not None:
             memory = f"{_gib(device['memory'])} of memory, {_gib(device['memory_in_use'])} in use"
         heading = "devices" if index == 0 and devices["hint"] is None else ""

@@ -27,14 +27,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
-    """``--model DIR_OR_NAME``; without it the small model that the package brings along."""
+    """``--model DIR_OR_NAME``; without it the small model that comes with the package."""
     parser.add_argument(
         "--model",
         metavar="DIR_OR_NAME",
         type=Path,
         help=f"{what}, or the name of one on the Hugging Face Hub: ORG/NAME or "
         "ORG/NAME@REVISION; default: openshapes, the small SAM-MI that comes with the package and "
-        "knows its generated scenes only",
+        "knows only the scenes of OpenShapes",
     )
 
 
@@ -43,7 +43,7 @@ def chosen_model(args: argparse.Namespace) -> Path:
     if args.model is not None:
         return args.model
     print(
-        "sammi: no --model: using the bundled model openshapes, which knows generated scenes only",
+        "sammi: no --model: using the bundled model openshapes, which knows only OpenShapes",
         file=sys.stderr,
     )
     return Path(DEFAULT)

@@ -1,4 +1,4 @@
-"""``sammi train``: train an experiment; resumes by itself."""
+"""``sammi train``: train an experiment; run it again to resume."""
 
 import argparse
 import os
@@ -8,12 +8,12 @@ from typing import Any
 from sammi_jax.cli.options import add_config_arguments, add_job_arguments
 
 _DESCRIPTION = """\
-Train an experiment. Where DIR holds checkpoints, training resumes from the newest one. The trained
-model folder is DIR/model (docs/training.md)."""
+Train an experiment. Run the same command again to resume from the newest checkpoint in DIR. The
+trained model folder is DIR/model (docs/training.md)."""
 _EPILOG = """\
-Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 SIGTERM or Ctrl-C came and the state
-is saved, or a process of the job was lost: run the same command again (in all processes) to resume;
-130 interrupted before that.
+Exit codes: 0 trained; 1 stopped by an error; 2 wrong use; 75 stopped by SIGTERM or Ctrl-C with the
+state saved, or a process of the job was lost: run the same command again (in all processes) to
+resume; 130 interrupted before anything was saved.
 
 example:
   sammi train --config openshapes_clip --workdir runs/clip --set steps=100 --set log_every=5"""
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     """Register the command."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "train",
-        help="train an experiment; resumes by itself",
+        help="train an experiment; run it again to resume",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

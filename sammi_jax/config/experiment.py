@@ -161,8 +161,8 @@ class EvalConfig:
     # "none": it has no text, and its pixels are ignored.
     background: Literal["name", "threshold", "none"] = "name"
     background_threshold: float = 0.5
-    # Which masks a SAM-MI uses: its own; none (all are shut); or, of a data set that knows regions,
-    # the true instances or their parts.
+    # Which masks a SAM-MI uses: its own; none (all are disabled); or, of a data set that knows
+    # regions, the true instances or their parts.
     masks: Literal["own", "none", "true", "parts"] = "own"
     mask_iou: float | None = None  # given masks are degraded to this IoU; None: they are exact
     boundary: bool = False  # boundary IoU as well
@@ -171,7 +171,7 @@ class EvalConfig:
     max_buckets: int = 8  # shapes of label maps, hence compilations of the read-out
     save_labels: bool = False  # predicted label maps, as PNG
     panels: int = 0  # figures of this many images: image, truth, prediction, masks and points
-    save_every: int = 50  # steps between two savings of what an interrupted evaluation resumes from
+    save_every: int = 50  # steps between two saves of the partial result
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     steps: int = 80_000
     batch_size: int = 4  # over all devices
-    # Equal parts of a batch that a step works off one after the other, for memory. What a loss
+    # Equal parts of a batch that a step processes one after the other, for memory. What a loss
     # averages over is then a part: where weights differ from image to image (TSPP's loss with
     # ignored pixels), or a loss compares images (CLIP's captions), that is not quite the same.
     accumulate: int = 1

@@ -89,7 +89,7 @@ def convert(
         templates: for "catseg" and "sammi": the prompt templates of a class, in the order of the
             cost map's channels; None: what the checkpoint's description says, or CAT-Seg's own.
         dtype: of the stored parameters, "float32", "bfloat16" or "float16".
-        clip_fields: what the shapes of a CLIP do not tell: any of ``activation``,
+        clip_fields: what the shapes of a CLIP do not say: any of ``activation``,
             ``vision_heads``, ``text_heads`` and ``eps``; they come before what a file says.
 
     Raises:

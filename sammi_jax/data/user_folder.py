@@ -4,12 +4,17 @@ An image and its label have the same name up to the suffix. The value of a label
 number of ``classes.txt``, counted from 0, or `ignore_value`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.errors import SammiError, listed
-from sammi_jax.files import walk_files
+from sammi_jax.files import atomic_folder, check_destination, walk_files
 from sammi_jax.text.vocabulary import read_class_file
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -70,3 +75,25 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
                 raise SammiError(f"{path}: {found[stem].name} has the same name; keep one of them")
             found[stem] = path
     return found
+
+
+def write_user_folder(folder: Path, source: Any, class_names: Sequence[str]) -> None:
+    """Write examples as a user folder, atomically: images and labels as PNG.
+
+    Args:
+        folder: absent or empty.
+        source: a sequence of ``{"image": uint8 [h, w, 3], "label": uint8 [h, w]}``, in whose labels
+            255 is ignored.
+        class_names: at most 255, in the order of the labels.
+
+    Raises:
+        SammiError: the folder holds something.
+    """
+    with atomic_folder(check_destination(folder)) as new:
+        for part in ("images", "labels"):
+            (new / part).mkdir()
+        for index in range(len(source)):
+            example, name = source[index], f"scene_{index:05d}.png"
+            Image.fromarray(np.asarray(example["image"])).save(new / "images" / name)
+            Image.fromarray(np.asarray(example["label"])).save(new / "labels" / name)
+        (new / "classes.txt").write_text("\n".join(class_names) + "\n", encoding="utf-8")

@@ -197,7 +197,7 @@ def _reading_failed(model: HubModel, error: BaseException) -> str:
         return f"access is denied ({status}); log in ('hf auth login') or set HF_TOKEN"
     if constants.HF_HUB_OFFLINE:
         return (
-            "no such folder here, and not whole in the cache of the Hugging Face Hub; unset "
+            "no such folder here, and not complete in the cache of the Hugging Face Hub; unset "
             "HF_HUB_OFFLINE to download it"
         )
     if isinstance(error, OSError) and error.filename is not None:  # disk full, not writable

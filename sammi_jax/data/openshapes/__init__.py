@@ -1,4 +1,4 @@
-"""OpenShapes: a generated open-vocabulary segmentation data set, equal in every pixel everywhere.
+"""OpenShapes: a procedural open-vocabulary data set, with the same pixels on every machine.
 
 Scenes hold textured, colored shapes on patterned ground, with labels of instances and parts. Some
 combinations of attributes never occur in training: a model knows them only from their words.

@@ -6,7 +6,7 @@ positions are MViTv2's, Li et al. 2022, equation 4).
 
 Deviations: channels last; query, key and value have their own kernels; equal blocks are stacked
 and scanned (stages of windowed blocks followed by one global block); large attention maps are
-worked off in blocks of queries, so that they are never held whole.
+processed in blocks of queries, so that they are never held whole.
 """
 
 from typing import Any, cast

@@ -3,7 +3,7 @@
 Original: segment_anything/modeling/image_encoder.py, ``Attention`` and ``add_decomposed_rel_pos``;
 the positions are MViTv2's (Li et al. 2022, equation 4).
 
-Deviations: large maps are worked off in blocks of queries, so that their scores are never held
+Deviations: large maps are processed in blocks of queries, so that their scores are never held
 whole; but on a CPU, the positions are part of the products (`_placed`). Both forms are equal up to
 rounding.
 """

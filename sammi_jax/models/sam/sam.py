@@ -102,7 +102,7 @@ class Sam(nnx.Module):
             dense = self.prompt_encoder.dense(mask)
             return self.mask_decoder(image, image_pe, sparse, dense, multimask)
 
-        # Images stay side by side, so that they may be sharded; prompts are worked off in chunks.
+        # Images stay side by side, so that they may be sharded; prompts are processed in chunks.
         prompts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (sparse, masks))
         out = jax.lax.map(
             lambda prompt: jax.vmap(decode_one)(embeddings, *prompt),
