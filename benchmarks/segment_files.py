@@ -70,6 +70,8 @@ def job(args: argparse.Namespace) -> None:
 
     from sammi_jax.cli.main import main
 
+    # a shell that runs this in the background makes its children ignore the signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     compiled: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiled.append(seconds) if "backend_compile" in name else None
