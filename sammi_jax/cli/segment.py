@@ -102,7 +102,6 @@ def run(args: argparse.Namespace) -> int:
     from sammi_jax.inference.image_files import find_images
     from sammi_jax.inference.segment_files import FileSegmenter, coco_file, digest_model
     from sammi_jax.inference.segmenter import load
-    from sammi_jax.weights.bundled import find_model
 
     classes = make_class_list(_class_names(args), args.background, args.threshold)
     tiles, batch_size = _tiles(args), args.batch_size
@@ -113,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     model = load(folder)
     batch_size = min(len(files), batch_size or len(jax.local_devices()))
     segmenter = FileSegmenter(model, classes, args.out, batch_size, tiles)
-    segmenter.claim(digest_model(find_model(folder)), args.overwrite)
+    segmenter.claim(digest_model(model, folder), args.overwrite)
     pending = files if args.overwrite else segmenter.pending(files)
     if len(pending) < len(files):
         print(f"{args.out}: {len(files) - len(pending)} of {len(files)} images have a result")

@@ -1,11 +1,13 @@
 """Segmenting any number of image files into a folder: batches, one line an image, resuming."""
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sammi_jax.config.fields import to_dict
 from sammi_jax.data.input.prefetch import prefetch
 from sammi_jax.errors import SammiError, failure
 from sammi_jax.files import read_json, write_json
@@ -17,6 +19,7 @@ from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.inference.tiles import TileGrid
 from sammi_jax.typing import NpArray
+from sammi_jax.weights.model_folder import weights_digest
 
 SETTINGS_FILE = ".settings.json"  # what the results of an output folder were made with
 
@@ -191,13 +194,10 @@ def _guarded(file: ImageFile, save: Callable[[], list[Path]]) -> Outcome:
         return Outcome(file, error=failure(file.path, error))
 
 
-def digest_model(folder: Path) -> str:
-    """sha256 of a model folder's configuration and weights."""
-    total = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        with open(folder / name, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+def digest_model(model: Segmenter, folder: Path) -> str:
+    """SHA-256 of a model's configuration and of the weights in its folder."""
+    config = json.dumps(to_dict(model.config), sort_keys=True)
+    return hashlib.sha256((config + weights_digest(folder)).encode()).hexdigest()
 
 
 def coco_file(files: Sequence[ImageFile], out: Path, class_names: Sequence[str]) -> dict[str, Any]:
