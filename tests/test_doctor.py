@@ -15,9 +15,9 @@ import pytest
 from packaging.requirements import Requirement
 
 from sammi_jax.cli.main import main
+from sammi_jax.config.extras import EXTRAS, installed_version
 from sammi_jax.doctor import self_test, system
 from sammi_jax.errors import SammiError
-from sammi_jax.extras import EXTRAS, installed_version
 from sammi_jax.parallel.backend import backend_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,8 @@ def test_it_passes_here(capsys):
 
 def test_the_text_says_the_same(capsys, no_self_test, monkeypatch):
     monkeypatch.setattr(
-        "sammi_jax.extras.installed_version", lambda name: None if name == "torch" else "1.2.3"
+        "sammi_jax.config.extras.installed_version",
+        lambda name: None if name == "torch" else "1.2.3",
     )
     code, out = doctor(capsys)
     assert code == 0

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sammi_jax import __version__
-from sammi_jax.extras import EXTRAS, installed_version
+from sammi_jax.config.extras import EXTRAS, installed_version
 from sammi_jax.parallel.backend import CUDA_COMMAND, backend_problem
 
 _PACKAGES = (

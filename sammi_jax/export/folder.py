@@ -14,10 +14,10 @@ from typing import Any
 import jax
 
 from sammi_jax import __version__
+from sammi_jax.config.extras import EXTRAS
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.export.programs import PLATFORMS, TEXT_ENCODER, Program, export_programs
-from sammi_jax.extras import EXTRAS
 from sammi_jax.files import atomic_folder, check_destination, write_json
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.inference.inputs import PAD_MULTIPLE

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sammi_jax.config.extras import EXTRAS
 from sammi_jax.errors import SammiError
-from sammi_jax.extras import EXTRAS
 
 CUDA_COMMAND = 'pip install "jax[cuda13]"'
 _REMEDIES = {
