@@ -50,7 +50,7 @@ def test_the_center_square():
     ("call", "words"),
     [
         (lambda clip: clip.encode_text("a cat"), "give token ids"),
-        (lambda clip: clip.encode_text(np.zeros((1, 3), np.int32)), r"token_ids \[1, 3\]"),
+        (lambda clip: clip.encode_text(np.zeros((1, 13), np.int32)), r"token_ids \[1, 13\]"),
         (lambda clip: clip.encode_text(np.zeros((1, 12))), "token_ids of float"),
         (lambda clip: clip.encode_text(np.full((1, 12), 99)), "outside 0..29"),
         (lambda clip: clip.encode_image(jnp.zeros((48, 48, 3))), r"images \[48, 48, 3\]"),

@@ -113,15 +113,18 @@ class ClipModel:
         return self._run("encode_dense", self._images(images))
 
     def encode_text(self, token_ids: Any) -> Float[Array, "n d"]:
-        """Text embeddings, not normalized, of token ids, int ``[n, context_length]``.
+        """Text embeddings, not normalized, of token ids, int ``[n, l]``.
+
+        Args:
+            token_ids: ``l`` is at most the context length; what follows the end token is not read.
 
         Raises:
             SammiError: texts in the place of `tokenize`'s ids, or an array of another shape.
         """
         length = self.config.text.context_length
-        want = f"token ids, int [n, {length}], from clip.tokenize(texts)"
+        want = f"token ids, int [n, at most {length}], from clip.tokenize(texts)"
         ids = _numbers(
-            "token_ids", token_ids, want, lambda shape: len(shape) == 2 and shape[1] == length
+            "token_ids", token_ids, want, lambda shape: len(shape) == 2 and 0 < shape[1] <= length
         )
         if not jnp.issubdtype(ids.dtype, jnp.integer):
             raise SammiError(f"token_ids of {ids.dtype}: give {want}")

@@ -11,15 +11,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sammi_jax.config.extras import EXTRAS
 from sammi_jax.errors import SammiError
 
+TPU_COMMAND = "pip install 'sammi_jax[tpu]'"
 CUDA_COMMAND = 'pip install "jax[cuda13]"'
 _REMEDIES = {
     "cuda": f"{CUDA_COMMAND} (and NVIDIA's driver)",
     "gpu": f"{CUDA_COMMAND} (and NVIDIA's driver)",
     "rocm": "install JAX's ROCm plugin (and AMD's driver)",
-    "tpu": f"{EXTRAS['tpu'].command} (on a machine with TPUs)",
+    "tpu": f"{TPU_COMMAND} (on a machine with TPUs)",
 }
 # What JAX puts around the cause.
 _BEFORE = re.compile(r"^Unable to initialize backend '\w+': ")

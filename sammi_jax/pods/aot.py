@@ -269,6 +269,8 @@ def _abstract_batch(
     config: TrainConfig, task: SegmentConfig, num_classes: int, mesh: Mesh
 ) -> Batch:
     model, size = task.model, task.model.crop_size
+    # A run cuts its prompts to the longest one (`text.tokenizer.class_tokens`), which is not known
+    # here: the texts' part of the step is an upper bound.
     tokens = (num_classes, len(model.templates), model.clip.text.context_length)
     images = ((config.batch_size, size, size, 3), jnp.uint8)
     labels = ((config.batch_size, size, size), jnp.int32)

@@ -25,6 +25,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 
+LENGTH_STEP = 8  # prompts are padded to a multiple of so many tokens, so that few shapes occur
+
 _NUM_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, the first are used
 
 
@@ -130,8 +132,12 @@ def class_tokens(
     class_names: Sequence[str],
     templates: Sequence[str],
     context_length: int = 77,
-) -> Int[NpArray, "t p {context_length}"]:
-    """Token ids (int32) of every class in every prompt template.
+) -> Int[NpArray, "t p l"]:
+    """Token ids (int32) of every class in every prompt template, as long as the longest prompt.
+
+    The length is a multiple of 8, or ``context_length``. No feature changes: the text tower is
+    causal, so nothing after a prompt's last token reaches it. Class names are short (CLIP reads 77
+    tokens, ADE20K's longest prompt has 14), and the tower's time goes with the length.
 
     Raises:
         SammiError: there is no template, one has not exactly one ``{}``, or a prompt has a word
@@ -140,6 +146,8 @@ def class_tokens(
     check_templates(templates)
     texts = [text for template in templates for text in prompts(class_names, template)]
     rows = tokenizer(texts, context_length)
+    longest = int(rows.argmax(axis=1).max()) + 1  # the end token has the largest id
+    rows = rows[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP]
     return rearrange(rows, "(p t) l -> t p l", p=len(templates))
 
 
