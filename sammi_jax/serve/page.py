@@ -1,0 +1,323 @@
+"""The web page: an image and class names in, an overlay with layers out, SAM at a click."""
+
+import html
+import secrets
+import sys
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio.data_classes import ImageData
+from gradio.themes import Soft
+from PIL import Image
+
+from sammi_jax.data.openshapes import VIEWS, scene
+from sammi_jax.errors import SammiError
+from sammi_jax.inference.prompting import SamImage, SamMasks
+from sammi_jax.inference.result import Segmentation
+from sammi_jax.serve.limits import RequestError
+from sammi_jax.serve.service import Service
+from sammi_jax.serve.view import (
+    CLICKED,
+    COLORS,
+    OUTLINES,
+    POINTS,
+    View,
+    draw,
+    legend,
+    make_view,
+    with_click,
+)  # fmt: skip
+
+# Fonts of the reader's own machine: Gradio's themes load theirs from Google.
+_FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+_FONT_MONO = ("ui-monospace", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
+_KEPT_SECONDS = 3600  # that uploads, results and pages that nobody uses are kept
+_SWEEP_SECONDS = 600
+_EXAMPLES = (("test_seen", 3), ("test_seen", 8), ("test_unseen", 2), ("test_unseen", 11))
+_DISTRACTORS = ("plain red thing", "striped blue thing", "green waves")  # that may be absent
+THEME = Soft(primary_hue="indigo", font=_FONT, font_mono=_FONT_MONO)
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#title h1 { margin-bottom: 0; } #title p { margin-top: .3em; opacity: .85; }
+#note { border-left: 4px solid #f0b429; padding: .3em .8em; background: rgba(240,180,41,.12); }
+#image img, #result img { image-rendering: pixelated; }
+#result { cursor: crosshair; }
+.legend { width: 100%; border-collapse: collapse; }
+.legend td, .legend th { padding: .2em .45em; border: none; text-align: left; }
+.legend th { font-weight: 500; opacity: .7; }
+.legend .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.legend .bar { width: 40%; }
+.legend .bar div { height: .7em; border-radius: .35em; min-width: 2px; }
+.swatch { display: inline-block; width: 1.1em; height: 1.1em; border-radius: .25em;
+  border: 1px solid rgba(0,0,0,.4); vertical-align: middle; }
+footer { display: none !important; }
+"""
+
+
+def make_page(service: Service, folder: Path) -> gr.Blocks:
+    """The page.
+
+    Args:
+        service: what it asks.
+        folder: for the example images and for results; Gradio's own temporary folder.
+    """
+    has_sam = service.model.sam is not None
+    layers = [COLORS, OUTLINES, POINTS, CLICKED] if has_sam else [COLORS]
+    with gr.Blocks(
+        title="SAM-MI: open-vocabulary segmentation",
+        analytics_enabled=False,
+        delete_cache=(_SWEEP_SECONDS, _KEPT_SECONDS),
+    ) as page:
+        view = gr.State(None, time_to_live=_KEPT_SECONDS)
+        gr.Markdown(
+            "# Segment an image into classes that you name\n"
+            "Give an image and the names of what may be in it. Every pixel gets the class that "
+            "fits it best.",
+            elem_id="title",
+        )
+        if service.bundled:
+            gr.Markdown(
+                "This server runs **openshapes**, the small model that comes with the package. It "
+                "knows only generated scenes such as the examples below. For photographs, start "
+                "`sammi serve --model DIR` with a converted or trained model.",
+                elem_id="note",
+            )
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=2, min_width=320):
+                image = gr.Image(
+                    label="1. Image",
+                    sources=["upload", "clipboard"],
+                    type="filepath",
+                    image_mode=None,
+                    height=300,
+                    elem_id="image",
+                    buttons=[],
+                )
+                names = gr.Textbox(
+                    label="2. Class names",
+                    info="Commas between the classes, semicolons between synonyms.",
+                    placeholder="sky, grass, sofa; couch, dog",
+                    lines=2,
+                    elem_id="names",
+                )
+                with gr.Accordion("Background (optional)", open=False, elem_id="options"):
+                    background = gr.Textbox(
+                        label="Name of a class for everything else",
+                        placeholder="background",
+                        elem_id="background",
+                    )
+                    threshold = gr.Slider(
+                        0,
+                        0.95,
+                        value=0,
+                        step=0.01,
+                        label="Threshold",
+                        info="Pixels whose best score is lower become background. 0: off; the "
+                        "background is then asked for by its name, as any class.",
+                        elem_id="threshold",
+                    )
+                start = gr.Button("3. Segment", variant="primary", elem_id="segment")
+                examples = _examples(folder)
+                image.keep_in_cache.update(path for path, _ in examples)
+                gr.Examples(
+                    examples,
+                    inputs=[image, names],
+                    label="Examples (a click fills in image and names)",
+                    elem_id="examples",
+                )
+            with gr.Column(scale=3, min_width=420):
+                result = gr.Image(
+                    label="Result",
+                    interactive=False,
+                    format="png",
+                    height=480,
+                    elem_id="result",
+                    buttons=["fullscreen"],
+                    placeholder="The result appears here",
+                )
+                shown = gr.CheckboxGroup(
+                    layers, value=layers, label="Layers", elem_id="layers", visible=has_sam
+                )
+                sentence = gr.Markdown("", elem_id="sentence")
+                shares = gr.HTML("", elem_id="legend")
+                download = gr.DownloadButton(
+                    "Download labels, overlay and JSON (ZIP)", visible=False, elem_id="download"
+                )
+        _read_uploads_ourselves(image)
+        actions = _Actions(service, folder)
+        outputs = [view, result, shares, sentence, download]
+        start.click(
+            actions.segment,
+            [image, names, background, threshold, shown],
+            outputs,
+            api_visibility="private",
+            concurrency_limit=None,
+        )
+        names.submit(
+            actions.segment,
+            [image, names, background, threshold, shown],
+            outputs,
+            api_visibility="private",
+            concurrency_limit=None,
+        )
+        image.change(actions.clear, None, outputs, api_visibility="private")
+        shown.change(
+            actions.draw, [view, shown], result, api_visibility="private", show_progress="hidden"
+        )
+        if has_sam:
+            result.select(
+                actions.click,
+                [view, image, shown],
+                [view, result, sentence],
+                api_visibility="private",
+                concurrency_limit=None,
+            )
+    page.queue(max_size=4 * service.worker.places, api_open=False)
+    return page
+
+
+def _read_uploads_ourselves(image: gr.Image) -> None:
+    """Let the page's functions get an upload as it is: where it lies, and its name.
+
+    Gradio would open it with every decoder that Pillow has, and would fetch it where a request
+    gives an address in place of an upload.
+    """
+
+    async def only_uploads(url_or_file_path: str | Path | None) -> Any:
+        path = str(url_or_file_path)
+        if not Path(path).resolve().is_relative_to(Path(image.GRADIO_CACHE).resolve()):
+            raise gr.Error("upload the image", print_exception=False)
+        image.temp_files.add(path)
+        return path
+
+    def as_it_is(payload: ImageData | None) -> tuple[str, str] | None:
+        if payload is None or payload.path is None:
+            return None
+        return payload.path, payload.orig_name or "image"
+
+    image.async_move_resource_to_block_cache = only_uploads
+    image.preprocess = as_it_is  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Actions:
+    """What happens at the page's events; every error becomes one line on the page."""
+
+    def __init__(self, service: Service, folder: Path):
+        self._service, self._folder = service, folder
+
+    def segment(
+        self,
+        upload: tuple[str, str] | None,
+        names: str,
+        background: str,
+        threshold: float,
+        layers: list[str],
+    ) -> list[Any]:
+        """Segment the image, and pack what is to be downloaded."""
+        stem = Path(upload[1]).stem[:60] if upload else "image"
+
+        def answer(result: Segmentation) -> tuple[View, str, list[dict[str, Any]]]:
+            return make_view(result), _pack(result, stem, self._folder), result.classes
+
+        with self._request("segment"):
+            view, packed, classes = self._service.segment(
+                self._read(upload), names, background, threshold or None, answer
+            )
+        text = f"{len(classes)} of {view.num_classes} classes occur."
+        if self._service.model.sam is not None:
+            text += " **Click a point of the result** to see what SAM takes for the object there."
+        return [
+            view,
+            draw(view, layers),
+            legend(classes, view.num_classes),
+            text,
+            gr.DownloadButton(value=packed, visible=True),
+        ]
+
+    def click(
+        self, view: View | None, upload: tuple[str, str] | None, layers: list[str],
+        event: gr.SelectData,
+    ) -> list[Any]:  # fmt: skip
+        """Ask SAM about the point that was clicked."""
+        if view is None or upload is None:
+            return [view, None, ""]
+        x, y = view.to_image(*map(float, event.index))
+
+        def answer(_: SamImage, found: SamMasks) -> tuple[View, int, float]:
+            clicked = with_click(view, found, (x, y))
+            return clicked, int(found.masks[0].sum()), float(found.iou[0])
+
+        with self._request("masks"):
+            clicked, area, iou = self._service.masks(self._read(upload), answer, points=[[x, y]])
+        share = area / (view.size[0] * view.size[1])
+        text = (
+            f"SAM's mask at ({x:.0f}, {y:.0f}): {area} pixels, {share:.1%} of the image; SAM "
+            f"expects an IoU of {iou:.2f} with the true object."
+        )
+        return [clicked, draw(clicked, layers), text]
+
+    def draw(self, view: View | None, layers: list[str]) -> Any:
+        """Draw the layers that are switched on."""
+        return None if view is None else draw(view, layers)
+
+    def clear(self) -> list[Any]:
+        """Forget the result of another image."""
+        return [None, None, "", "", gr.DownloadButton(visible=False)]
+
+    @contextmanager
+    def _request(self, operation: str) -> Iterator[None]:
+        service = self._service
+        with _one_line_errors(), service.metrics.measure("page", operation), service.worker.place():
+            yield
+
+    def _read(self, upload: tuple[str, str] | None) -> bytes:
+        if upload is None:
+            raise RequestError(422, "no image yet: drop one into the first field")
+        with open(upload[0], "rb") as file:
+            return file.read(self._service.limits.upload_bytes + 1)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except SammiError as error:
+        message = html.escape(str(error))
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        message = "an error of the server; its log describes it"
+    else:
+        return
+    raise gr.Error(message, title="This did not work", duration=None, print_exception=False)
+
+
+def _pack(result: Segmentation, stem: str, parent: Path) -> str:
+    """A ZIP with the files of `Segmentation.write`, in a new folder."""
+    folder = parent / secrets.token_hex(16)
+    folder.mkdir()
+    path = folder / f"{stem}_sammi.zip"
+    with tempfile.TemporaryDirectory(dir=folder) as files, zipfile.ZipFile(path, "w") as archive:
+        for file in result.write(Path(files), stem):
+            archive.write(file, file.name)
+    return str(path)
+
+
+def _examples(folder: Path) -> list[list[str]]:
+    """Generated scenes, with the names of what is in them and of a few things that may not be."""
+    view = VIEWS["os48"]
+    examples = []
+    for split, index in _EXAMPLES:
+        drawn = scene(split, index)
+        present = [view.class_names[i] for i in np.unique(view.labels(drawn.classes))]
+        names = [*present, *(name for name in _DISTRACTORS if name not in present)]
+        path = folder / f"scene_{split}_{index}.png"
+        Image.fromarray(drawn.image).save(path)
+        examples.append([str(path), ", ".join(names)])
+    return examples
