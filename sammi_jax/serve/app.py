@@ -1,5 +1,6 @@
 """The server: the page and the API in one application, and how it runs and ends."""
 
+import logging
 import os
 import signal
 import socket
@@ -74,4 +75,11 @@ def run(app: Any, listening: socket.socket, root_path: str) -> None:
         root_path=root_path,
         timeout_graceful_shutdown=_GOODBYE_SECONDS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> Any:
+        """End quietly: that the streams of open pages are cut off is no error."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)

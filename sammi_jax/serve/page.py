@@ -1,6 +1,7 @@
 """The web page: an image and class names in, an overlay with layers out, SAM at a click."""
 
 import html
+import re
 import secrets
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio.data_classes import ImageData
+from gradio import processing_utils
 from gradio.themes import Soft
 from PIL import Image
 
@@ -42,21 +43,28 @@ _KEPT_SECONDS = 3600  # that uploads, results and pages that nobody uses are kep
 _SWEEP_SECONDS = 600
 _EXAMPLES = (("test_seen", 3), ("test_seen", 8), ("test_unseen", 2), ("test_unseen", 11))
 _DISTRACTORS = ("plain red thing", "striped blue thing", "green waves")  # that may be absent
+_HINT = (
+    "The result appears here: the classes in color, their shares, and files to download. Give an "
+    "image and class names, or choose an example, then press **Segment**."
+)
 THEME = Soft(primary_hue="indigo", font=_FONT, font_mono=_FONT_MONO)
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
 #title h1 { margin-bottom: 0; } #title p { margin-top: .3em; opacity: .85; }
 #note { border-left: 4px solid #f0b429; padding: .3em .8em; background: rgba(240,180,41,.12); }
 #image img, #result img { image-rendering: pixelated; }
+#image img { width: 100%; height: 100%; object-fit: contain; }
 #result { cursor: crosshair; }
 .legend { width: 100%; border-collapse: collapse; }
-.legend td, .legend th { padding: .2em .45em; border: none; text-align: left; }
+.legend td, .legend th { padding: .2em .45em !important; text-align: left; }
+.legend, .legend * { border: none !important; }
+.legend tbody tr { border-top: 1px solid rgba(128,128,128,.25) !important; }
 .legend th { font-weight: 500; opacity: .7; }
 .legend .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .legend .bar { width: 40%; }
 .legend .bar div { height: .7em; border-radius: .35em; min-width: 2px; }
 .swatch { display: inline-block; width: 1.1em; height: 1.1em; border-radius: .25em;
-  border: 1px solid rgba(0,0,0,.4); vertical-align: middle; }
+  vertical-align: middle; }
 footer { display: none !important; }
 """
 
@@ -68,6 +76,7 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
         service: what it asks.
         folder: for the example images and for results; Gradio's own temporary folder.
     """
+    _never_fetch()
     has_sam = service.model.sam is not None
     layers = [COLORS, OUTLINES, POINTS, CLICKED] if has_sam else [COLORS]
     with gr.Blocks(
@@ -137,26 +146,26 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
                     label="Result",
                     interactive=False,
                     format="png",
-                    height=480,
+                    height=430,
                     elem_id="result",
                     buttons=["fullscreen"],
                     placeholder="The result appears here",
                 )
                 shown = gr.CheckboxGroup(
-                    layers, value=layers, label="Layers", elem_id="layers", visible=has_sam
+                    layers, value=layers, label="Layers", elem_id="layers", visible=False
                 )
-                sentence = gr.Markdown("", elem_id="sentence")
+                sentence = gr.Markdown(_HINT, elem_id="sentence")
                 shares = gr.HTML("", elem_id="legend")
                 download = gr.DownloadButton(
                     "Download labels, overlay and JSON (ZIP)", visible=False, elem_id="download"
                 )
-        _read_uploads_ourselves(image)
         actions = _Actions(service, folder)
-        outputs = [view, result, shares, sentence, download]
+        outputs = [view, result, shares, sentence, download, shown]
         start.click(
             actions.segment,
             [image, names, background, threshold, shown],
             outputs,
+            preprocess=False,
             api_visibility="private",
             concurrency_limit=None,
         )
@@ -164,6 +173,7 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
             actions.segment,
             [image, names, background, threshold, shown],
             outputs,
+            preprocess=False,
             api_visibility="private",
             concurrency_limit=None,
         )
@@ -176,6 +186,7 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
                 actions.click,
                 [view, image, shown],
                 [view, result, sentence],
+                preprocess=False,
                 api_visibility="private",
                 concurrency_limit=None,
             )
@@ -183,68 +194,55 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
     return page
 
 
-def _read_uploads_ourselves(image: gr.Image) -> None:
-    """Let the page's functions get an upload as it is: where it lies, and its name.
+def _never_fetch() -> None:
+    """Gradio would fetch an image where a request gives an address in place of an upload."""
 
-    Gradio would open it with every decoder that Pillow has, and would fetch it where a request
-    gives an address in place of an upload.
-    """
+    async def refuse(url: str, cache_dir: str) -> Any:
+        raise gr.Error("upload the image itself", print_exception=False)
 
-    async def only_uploads(url_or_file_path: str | Path | None) -> Any:
-        path = str(url_or_file_path)
-        if not Path(path).resolve().is_relative_to(Path(image.GRADIO_CACHE).resolve()):
-            raise gr.Error("upload the image", print_exception=False)
-        image.temp_files.add(path)
-        return path
-
-    def as_it_is(payload: ImageData | None) -> tuple[str, str] | None:
-        if payload is None or payload.path is None:
-            return None
-        return payload.path, payload.orig_name or "image"
-
-    image.async_move_resource_to_block_cache = only_uploads
-    image.preprocess = as_it_is  # pyright: ignore[reportAttributeAccessIssue]
+    processing_utils.async_ssrf_protected_download = refuse
 
 
 class _Actions:
-    """What happens at the page's events; every error becomes one line on the page."""
+    """What happens at the page's events; every error becomes one line on the page.
+
+    Where there is an upload among the inputs, all come as the request has them (``preprocess`` is
+    off), because Gradio would open the image with every decoder that Pillow has.
+    """
 
     def __init__(self, service: Service, folder: Path):
         self._service, self._folder = service, folder
 
     def segment(
-        self,
-        upload: tuple[str, str] | None,
-        names: str,
-        background: str,
-        threshold: float,
-        layers: list[str],
+        self, upload: Any, names: Any, background: Any, threshold: Any, layers: Any
     ) -> list[Any]:
         """Segment the image, and pack what is to be downloaded."""
-        stem = Path(upload[1]).stem[:60] if upload else "image"
 
         def answer(result: Segmentation) -> tuple[View, str, list[dict[str, Any]]]:
-            return make_view(result), _pack(result, stem, self._folder), result.classes
+            packed = _pack(result, _stem(upload), self._folder)
+            return make_view(result), packed, result.classes
 
         with self._request("segment"):
             view, packed, classes = self._service.segment(
-                self._read(upload), names, background, threshold or None, answer
+                self._read(upload),
+                _text(names),
+                _text(background),
+                threshold if isinstance(threshold, int | float) and threshold else None,
+                answer,
             )
         text = f"{len(classes)} of {view.num_classes} classes occur."
         if self._service.model.sam is not None:
             text += " **Click a point of the result** to see what SAM takes for the object there."
         return [
             view,
-            draw(view, layers),
+            draw(view, _names(layers)),
             legend(classes, view.num_classes),
             text,
             gr.DownloadButton(value=packed, visible=True),
+            gr.CheckboxGroup(visible=True),
         ]
 
-    def click(
-        self, view: View | None, upload: tuple[str, str] | None, layers: list[str],
-        event: gr.SelectData,
-    ) -> list[Any]:  # fmt: skip
+    def click(self, view: View | None, upload: Any, layers: Any, event: gr.SelectData) -> list[Any]:
         """Ask SAM about the point that was clicked."""
         if view is None or upload is None:
             return [view, None, ""]
@@ -261,7 +259,7 @@ class _Actions:
             f"SAM's mask at ({x:.0f}, {y:.0f}): {area} pixels, {share:.1%} of the image; SAM "
             f"expects an IoU of {iou:.2f} with the true object."
         )
-        return [clicked, draw(clicked, layers), text]
+        return [clicked, draw(clicked, _names(layers)), text]
 
     def draw(self, view: View | None, layers: list[str]) -> Any:
         """Draw the layers that are switched on."""
@@ -269,7 +267,8 @@ class _Actions:
 
     def clear(self) -> list[Any]:
         """Forget the result of another image."""
-        return [None, None, "", "", gr.DownloadButton(visible=False)]
+        hidden = [gr.DownloadButton(visible=False), gr.CheckboxGroup(visible=False)]
+        return [None, None, "", _HINT, *hidden]
 
     @contextmanager
     def _request(self, operation: str) -> Iterator[None]:
@@ -277,11 +276,29 @@ class _Actions:
         with _one_line_errors(), service.metrics.measure("page", operation), service.worker.place():
             yield
 
-    def _read(self, upload: tuple[str, str] | None) -> bytes:
-        if upload is None:
+    def _read(self, upload: Any) -> bytes:
+        """The bytes of an upload, and of no other file, whatever the request says."""
+        if not upload:
             raise RequestError(422, "no image yet: drop one into the first field")
-        with open(upload[0], "rb") as file:
+        path = Path(_text(upload.get("path"))).resolve()
+        if not path.is_relative_to(self._folder) or not path.is_file():
+            raise RequestError(422, "the image is no longer on the server: drop it again")
+        with open(path, "rb") as file:
             return file.read(self._service.limits.upload_bytes + 1)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _names(value: Any) -> list[str]:
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _stem(upload: Any) -> str:
+    """For the names of results: letters, digits and a few signs of the upload's name."""
+    name = Path(_text(upload.get("orig_name")) or _text(upload.get("path"))).stem
+    return re.sub(r"[^\w.-]+", "_", name).strip("._")[:60] or "image"
 
 
 @contextmanager

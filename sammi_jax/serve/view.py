@@ -1,11 +1,11 @@
 """A segmented image as the page shows it: small enough to be drawn again at every click."""
 
 import html
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from sammi_jax.figures import blend_classes, blend_colors, draw_points, mask_outlines, palette
 from sammi_jax.inference.prompting import SamMasks
@@ -16,6 +16,7 @@ COLORS, OUTLINES, POINTS, CLICKED = "Class colors", "Mask outlines", "Points", "
 
 _LONG_SIDE = 1280  # pixels of what is shown; larger images are reduced
 _SMALL = 640  # and smaller ones enlarged by a whole number
+_PIXELS_OF_WIDTH = 320  # of a side, for each further pixel of a line
 _CLICK_COLOR = (0, 229, 255)  # no class of a short list has it
 
 
@@ -32,7 +33,7 @@ class View:
         points: x, y in pixels of the view.
         num_classes: of the list.
         clicked: SAM's mask for a click, if any.
-        click: where that was, x, y in pixels of the view; empty without a click.
+        click: where that was, x, y in pixels of the view.
     """
 
     scale: float
@@ -43,7 +44,7 @@ class View:
     points: Float[NpArray, "k 2"]
     num_classes: int
     clicked: Bool[NpArray, "h w"] | None = None
-    click: NpArray = field(default_factory=lambda: np.zeros((0, 2), np.float32))
+    click: tuple[float, float] = (0.0, 0.0)
 
     def to_image(self, x: float, y: float) -> tuple[float, float]:
         """A pixel of the view as a point of the image."""
@@ -65,7 +66,7 @@ def make_view(result: Segmentation) -> View:
         size=(height, width),
         pixels=np.array(pixels),
         labels=_sampled(result.labels, size).astype(np.uint16),
-        outlines=mask_outlines(result.proposals.on_image(size), size),
+        outlines=_thickened(mask_outlines(result.proposals.on_image(size), size)),
         points=(result.points * scale).astype(np.float32),
         num_classes=len(result.class_names),
     )
@@ -74,7 +75,7 @@ def make_view(result: Segmentation) -> View:
 def with_click(view: View, found: SamMasks, point: tuple[float, float]) -> View:
     """The view with SAM's mask for a point (x, y) of the image."""
     size = (view.labels.shape[0], view.labels.shape[1])
-    click = np.array([point], np.float32) * np.float32(view.scale)
+    click = point[0] * view.scale, point[1] * view.scale
     return replace(view, clicked=_sampled(found.masks[0], size), click=click)
 
 
@@ -87,23 +88,45 @@ def _sampled(values: NpArray, size: tuple[int, int]) -> NpArray:
     return values[rows[:, None], columns]
 
 
+def _thickened(lines: NpArray) -> NpArray:
+    """Lines that are still seen when a browser shows a large image small."""
+    for _ in range(min(lines.shape) // _PIXELS_OF_WIDTH):
+        grown = lines.copy()
+        grown[1:] |= lines[:-1]
+        grown[:, 1:] |= lines[:, :-1]
+        lines = grown
+    return lines
+
+
 def draw(view: View, layers: list[str]) -> UInt8[NpArray, "h w 3"]:
     """The image with those of its layers that are named."""
     pixels = view.pixels
     if COLORS in layers:
         pixels = blend_classes(pixels, view.labels, palette(view.num_classes))
     pixels = pixels.copy()
+    mask = view.clicked if CLICKED in layers else None
+    if mask is not None:
+        color = np.broadcast_to(np.array(_CLICK_COLOR, np.uint8), pixels.shape)
+        pixels[mask] = blend_colors(pixels[mask], color[mask])
+        pixels[_thickened(mask_outlines([mask], mask.shape))] = _CLICK_COLOR
     if OUTLINES in layers:
         pixels[view.outlines] = 255
     if POINTS in layers:
-        pixels = draw_points(pixels, view.points).copy()
-    if CLICKED in layers and view.clicked is not None:
-        color = np.broadcast_to(np.array(_CLICK_COLOR, np.uint8), pixels.shape)
-        pixels[view.clicked] = blend_colors(pixels[view.clicked], color[view.clicked])
-        edge = mask_outlines([view.clicked], view.clicked.shape)
-        pixels[edge] = _CLICK_COLOR
-        pixels = draw_points(pixels, view.click)
+        pixels = draw_points(pixels, view.points)
+    if mask is not None:
+        pixels = _with_target(pixels, view.click)
     return pixels
+
+
+def _with_target(pixels: NpArray, center: tuple[float, float]) -> NpArray:
+    """Where the click was: a ring around a dot, so that no point looks like it."""
+    image = Image.fromarray(pixels)
+    pen = ImageDraw.Draw(image)
+    dot = max(2, min(image.size) // 140)
+    for radius, color in ((3 * dot, "black"), (2.5 * dot, "white"), (2 * dot, "black")):
+        pen.circle(center, radius, outline=color, width=dot)
+    pen.circle(center, dot, fill=_CLICK_COLOR, outline="black")
+    return np.asarray(image)
 
 
 def legend(classes: list[dict[str, Any]], num_classes: int) -> str:
