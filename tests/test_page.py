@@ -232,7 +232,7 @@ def toast(page):
 
 def test_mistakes_are_one_line(server, browser, tmp_path, photo):
     page = Page(browser, server[1])
-    page.type("cat, dog")
+    page.type("red thing, blue thing")
     page.segment()
     assert "no image yet" in toast(page)
 
@@ -240,7 +240,7 @@ def test_mistakes_are_one_line(server, browser, tmp_path, photo):
     bad = tmp_path / "bad.png"
     bad.write_text("<html>not an image</html>")
     page.upload(bad)
-    page.type("cat, dog")
+    page.type("red thing, blue thing")
     page.segment()
     assert "the image: is a web page, not the image it was downloaded for" in toast(page)
     page.shot("5_bad_file")

@@ -50,10 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--max-upload-mb", type=float, default=20, metavar="MB", help="of an image; default: 20"
+        "--max-upload-mb", type=float, default=20.0, metavar="MB", help="of an image; default: 20"
     )
     limits.add_argument(
-        "--max-megapixels", type=float, default=25, metavar="MP", help="of an image; default: 25"
+        "--max-megapixels", type=float, default=25.0, metavar="MP", help="of an image; default: 25"
     )
     limits.add_argument(
         "--max-classes",
@@ -72,7 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     limits.add_argument(
         "--timeout",
         type=float,
-        default=120,
+        default=120.0,
         metavar="SECONDS",
         help="for waiting, and for the work itself; default: 120",
     )

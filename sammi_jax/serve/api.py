@@ -227,8 +227,13 @@ def _check(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def _problem(error: ValidationError) -> RequestError:
-    """The first of pydantic's complaints in one line: which field, and what is wrong."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    """One of pydantic's complaints in one line: which field, and what is wrong.
+
+    Where a field may be of several types, it complains for each; the one that reaches farthest into
+    the field is for the type that was meant.
+    """
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    first = max(errors, key=lambda found: len(found["loc"]))
     if first["type"] == "json_invalid":
         return RequestError(400, f"the body is not valid JSON: {first['msg']}")
     # Between field and index stand the names of the types that were tried.

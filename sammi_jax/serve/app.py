@@ -1,5 +1,6 @@
 """The server: the page and the API in one application, and how it runs and ends."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -31,6 +32,12 @@ def make_app(service: Service, folder: Path) -> Any:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.mount(PATH, make_api(service))
+    asyncio.run(_mount_page(app, service, folder))
+    return Guard(app, service.metrics, OPERATIONS, service.limits.body_bytes)
+
+
+async def _mount_page(app: FastAPI, service: Service, folder: Path) -> Any:
+    """Asynchronous, because Gradio leaves event loops open where it finds none running."""
     gr.mount_gradio_app(
         app,
         make_page(service, folder),
@@ -43,7 +50,6 @@ def make_app(service: Service, folder: Path) -> Any:
         css=CSS,
         app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None},
     )
-    return Guard(app, service.metrics, OPERATIONS, service.limits.body_bytes)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -43,9 +43,20 @@ _KEPT_SECONDS = 3600  # that uploads, results and pages that nobody uses are kep
 _SWEEP_SECONDS = 600
 _EXAMPLES = (("test_seen", 3), ("test_seen", 8), ("test_unseen", 2), ("test_unseen", 11))
 _DISTRACTORS = ("plain red thing", "striped blue thing", "green waves")  # that may be absent
+_TITLE = """\
+# Segment an image into classes that you name
+Give an image and the names of what may be in it. Every pixel gets the class that fits it best."""
+_BUNDLED_NOTE = """\
+This server runs **openshapes**, the small model that comes with the package. It knows only
+generated scenes such as the examples below, and names such as *striped red thing* or *blue waves*.
+For photographs, start `sammi serve --model DIR` with a converted or trained model."""
+_PLACEHOLDERS = {
+    True: "striped red thing, dotted blue thing; dotted blue star, green waves",
+    False: "sky, grass, sofa; couch, dog",
+}
 _HINT = (
     "The result appears here: the classes in color, their shares, and files to download. Give an "
-    "image and class names, or choose an example, then press **Segment**."
+    "image and class names, then press **Segment**."
 )
 THEME = Soft(primary_hue="indigo", font=_FONT, font_mono=_FONT_MONO)
 CSS = """
@@ -69,6 +80,26 @@ footer { display: none !important; }
 """
 
 
+class _Inputs(NamedTuple):
+    """The left column: what a person gives."""
+
+    image: gr.Image
+    names: gr.Textbox
+    background: gr.Textbox
+    threshold: gr.Slider
+    start: gr.Button
+
+
+class _Outputs(NamedTuple):
+    """The right column: what comes out."""
+
+    image: gr.Image
+    layers: gr.CheckboxGroup
+    sentence: gr.Markdown
+    legend: gr.HTML
+    download: gr.DownloadButton
+
+
 def make_page(service: Service, folder: Path) -> gr.Blocks:
     """The page.
 
@@ -77,121 +108,119 @@ def make_page(service: Service, folder: Path) -> gr.Blocks:
         folder: for the example images and for results; Gradio's own temporary folder.
     """
     _never_fetch()
-    has_sam = service.model.sam is not None
-    layers = [COLORS, OUTLINES, POINTS, CLICKED] if has_sam else [COLORS]
     with gr.Blocks(
         title="SAM-MI: open-vocabulary segmentation",
         analytics_enabled=False,
         delete_cache=(_SWEEP_SECONDS, _KEPT_SECONDS),
     ) as page:
-        view = gr.State(None, time_to_live=_KEPT_SECONDS)
-        gr.Markdown(
-            "# Segment an image into classes that you name\n"
-            "Give an image and the names of what may be in it. Every pixel gets the class that "
-            "fits it best.",
-            elem_id="title",
-        )
+        gr.Markdown(_TITLE, elem_id="title")
         if service.bundled:
-            gr.Markdown(
-                "This server runs **openshapes**, the small model that comes with the package. It "
-                "knows only generated scenes such as the examples below. For photographs, start "
-                "`sammi serve --model DIR` with a converted or trained model.",
-                elem_id="note",
-            )
+            gr.Markdown(_BUNDLED_NOTE, elem_id="note")
         with gr.Row(equal_height=False):
             with gr.Column(scale=2, min_width=320):
-                image = gr.Image(
-                    label="1. Image",
-                    sources=["upload", "clipboard"],
-                    type="filepath",
-                    image_mode=None,
-                    height=300,
-                    elem_id="image",
-                    buttons=[],
-                )
-                names = gr.Textbox(
-                    label="2. Class names",
-                    info="Commas between the classes, semicolons between synonyms.",
-                    placeholder="sky, grass, sofa; couch, dog",
-                    lines=2,
-                    elem_id="names",
-                )
-                with gr.Accordion("Background (optional)", open=False, elem_id="options"):
-                    background = gr.Textbox(
-                        label="Name of a class for everything else",
-                        placeholder="background",
-                        elem_id="background",
-                    )
-                    threshold = gr.Slider(
-                        0,
-                        0.95,
-                        value=0,
-                        step=0.01,
-                        label="Threshold",
-                        info="Pixels whose best score is lower become background. 0: off; the "
-                        "background is then asked for by its name, as any class.",
-                        elem_id="threshold",
-                    )
-                start = gr.Button("3. Segment", variant="primary", elem_id="segment")
-                examples = _examples(folder)
-                image.keep_in_cache.update(path for path, _ in examples)
-                gr.Examples(
-                    examples,
-                    inputs=[image, names],
-                    label="Examples (a click fills in image and names)",
-                    elem_id="examples",
-                )
+                given = _make_inputs(folder, service.bundled)
             with gr.Column(scale=3, min_width=420):
-                result = gr.Image(
-                    label="Result",
-                    interactive=False,
-                    format="png",
-                    height=430,
-                    elem_id="result",
-                    buttons=["fullscreen"],
-                    placeholder="The result appears here",
-                )
-                shown = gr.CheckboxGroup(
-                    layers, value=layers, label="Layers", elem_id="layers", visible=False
-                )
-                sentence = gr.Markdown(_HINT, elem_id="sentence")
-                shares = gr.HTML("", elem_id="legend")
-                download = gr.DownloadButton(
-                    "Download labels, overlay and JSON (ZIP)", visible=False, elem_id="download"
-                )
-        actions = _Actions(service, folder)
-        outputs = [view, result, shares, sentence, download, shown]
-        start.click(
-            actions.segment,
-            [image, names, background, threshold, shown],
-            outputs,
-            preprocess=False,
-            api_visibility="private",
-            concurrency_limit=None,
-        )
-        names.submit(
-            actions.segment,
-            [image, names, background, threshold, shown],
-            outputs,
-            preprocess=False,
-            api_visibility="private",
-            concurrency_limit=None,
-        )
-        image.change(actions.clear, None, outputs, api_visibility="private")
-        shown.change(
-            actions.draw, [view, shown], result, api_visibility="private", show_progress="hidden"
-        )
-        if has_sam:
-            result.select(
-                actions.click,
-                [view, image, shown],
-                [view, result, sentence],
-                preprocess=False,
-                api_visibility="private",
-                concurrency_limit=None,
-            )
+                shown = _make_outputs(has_sam=service.model.sam is not None)
+        _connect(_Actions(service, folder), given, shown)
     page.queue(max_size=4 * service.worker.places, api_open=False)
     return page
+
+
+def _make_inputs(folder: Path, bundled: bool) -> _Inputs:
+    image = gr.Image(
+        label="1. Image",
+        sources=["upload", "clipboard"],
+        type="filepath",
+        image_mode=None,
+        height=300,
+        elem_id="image",
+        buttons=[],
+    )
+    names = gr.Textbox(
+        label="2. Class names",
+        info="Commas between the classes, semicolons between synonyms.",
+        placeholder=_PLACEHOLDERS[bundled],
+        lines=2,
+        elem_id="names",
+    )
+    with gr.Accordion("Background (optional)", open=False, elem_id="options"):
+        background = gr.Textbox(
+            label="Name of a class for everything else",
+            placeholder="background",
+            elem_id="background",
+        )
+        threshold = gr.Slider(
+            0,
+            0.95,
+            value=0,
+            step=0.01,
+            label="Threshold",
+            info="Pixels whose best score is lower become background. 0: off; the background is "
+            "then asked for by its name, as any class.",
+            elem_id="threshold",
+        )
+    start = gr.Button("3. Segment", variant="primary", elem_id="segment")
+    if bundled:
+        examples = _examples(folder)
+        image.keep_in_cache.update(path for path, _ in examples)
+        gr.Examples(
+            examples,
+            inputs=[image, names],
+            label="Examples (a click fills in image and names)",
+            elem_id="examples",
+        )
+    return _Inputs(image, names, background, threshold, start)
+
+
+def _make_outputs(has_sam: bool) -> _Outputs:
+    layers = [COLORS, OUTLINES, POINTS, CLICKED] if has_sam else [COLORS]
+    return _Outputs(
+        image=gr.Image(
+            label="Result",
+            interactive=False,
+            format="png",
+            height=430,
+            elem_id="result",
+            buttons=["fullscreen"],
+        ),
+        layers=gr.CheckboxGroup(
+            layers, value=layers, label="Layers", elem_id="layers", visible=False
+        ),
+        sentence=gr.Markdown(_HINT, elem_id="sentence"),
+        legend=gr.HTML("", elem_id="legend"),
+        download=gr.DownloadButton(
+            "Download labels, overlay and JSON (ZIP)", visible=False, elem_id="download"
+        ),
+    )
+
+
+def _connect(actions: "_Actions", given: _Inputs, shown: _Outputs) -> None:
+    """What happens when."""
+    view = gr.State(None, time_to_live=_KEPT_SECONDS)
+    everything = [view, *shown]
+    # The worker's places bound how many requests are in work, and say so.
+    work: dict[str, Any] = {
+        "preprocess": False,
+        "api_visibility": "private",
+        "concurrency_limit": None,
+        "show_progress_on": shown.image,
+    }
+    asked = [given.image, given.names, given.background, given.threshold, shown.layers]
+    given.start.click(actions.segment, asked, everything, **work)
+    shown.image.select(
+        actions.click,
+        [view, given.image, shown.layers],
+        [view, shown.image, shown.sentence],
+        **work,
+    )
+    given.image.change(actions.clear, None, everything, api_visibility="private")
+    shown.layers.change(
+        actions.draw,
+        [view, shown.layers],
+        shown.image,
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
 
 def _never_fetch() -> None:
@@ -236,23 +265,23 @@ class _Actions:
         return [
             view,
             draw(view, _names(layers)),
-            legend(classes, view.num_classes),
-            text,
-            gr.DownloadButton(value=packed, visible=True),
             gr.CheckboxGroup(visible=True),
+            text,
+            legend(classes, view.num_classes),
+            gr.DownloadButton(value=packed, visible=True),
         ]
 
     def click(self, view: View | None, upload: Any, layers: Any, event: gr.SelectData) -> list[Any]:
         """Ask SAM about the point that was clicked."""
-        if view is None or upload is None:
-            return [view, None, ""]
-        x, y = view.to_image(*map(float, event.index))
+        if view is None or self._service.model.sam is None:
+            return [view, gr.skip(), gr.skip()]
 
         def answer(_: SamImage, found: SamMasks) -> tuple[View, int, float]:
             clicked = with_click(view, found, (x, y))
             return clicked, int(found.masks[0].sum()), float(found.iou[0])
 
         with self._request("masks"):
+            x, y = view.to_image(*map(float, event.index))
             clicked, area, iou = self._service.masks(self._read(upload), answer, points=[[x, y]])
         share = area / (view.size[0] * view.size[1])
         text = (
@@ -267,8 +296,8 @@ class _Actions:
 
     def clear(self) -> list[Any]:
         """Forget the result of another image."""
-        hidden = [gr.DownloadButton(visible=False), gr.CheckboxGroup(visible=False)]
-        return [None, None, "", _HINT, *hidden]
+        hidden = gr.CheckboxGroup(visible=False)
+        return [None, None, hidden, _HINT, "", gr.DownloadButton(visible=False)]
 
     @contextmanager
     def _request(self, operation: str) -> Iterator[None]:
@@ -312,7 +341,7 @@ def _one_line_errors() -> Iterator[None]:
         message = "an error of the server; its log describes it"
     else:
         return
-    raise gr.Error(message, title="This did not work", duration=None, print_exception=False)
+    raise gr.Error(message, duration=None, print_exception=False)
 
 
 def _pack(result: Segmentation, stem: str, parent: Path) -> str:

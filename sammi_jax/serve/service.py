@@ -2,11 +2,12 @@
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sammi_jax.data.openshapes import VIEWS, scene
+from sammi_jax.data.openshapes import TEMPLATE, VIEWS, scene
+from sammi_jax.data.openshapes.vocabulary import ANY_SHAPE, COLORS, PATTERNS, SHAPES, TEXTURES
 from sammi_jax.inference.classes import make_class_list
 from sammi_jax.inference.prompting import SamImage, SamMasks
 from sammi_jax.inference.result import Segmentation
@@ -19,6 +20,7 @@ from sammi_jax.weights.bundled import DEFAULT
 
 T = TypeVar("T")
 
+WORDS = (*TEXTURES, *COLORS, ANY_SHAPE, *SHAPES, *PATTERNS)  # all that the bundled model knows
 _KEPT_EMBEDDINGS = 4  # images that SAM can be asked about again without encoding them
 
 
@@ -75,6 +77,8 @@ class Service:
             SammiError: `limits.read_image`, `limits.read_classes`, `Worker.run`.
         """
         classes = read_classes(class_names, background, threshold, self.limits)
+        if self.bundled:
+            _check_words(classes.texts)
 
         def job() -> T:
             pixels = read_image(file, self.limits)
@@ -114,6 +118,18 @@ class Service:
                 self._embeddings.popitem(last=False)
         self._embeddings.move_to_end(key)
         return self._embeddings[key]
+
+
+def _check_words(texts: Sequence[str]) -> None:
+    """What most people type first, such as "cat", the bundled model has never heard of."""
+    known = {*TEMPLATE.lower().split(), *WORDS}
+    for word in (word for text in texts for word in text.lower().split()):
+        if word not in known:
+            raise RequestError(
+                422,
+                f"{word}: the bundled model knows only the words {', '.join(WORDS)}; for others "
+                "start sammi serve --model DIR with another model",
+            )
 
 
 def model_name(folder: Path) -> str:
