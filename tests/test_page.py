@@ -1,5 +1,6 @@
 """The page of `sammi serve` in a browser: `make test-page`, which installs Chromium if need be."""
 
+import base64
 import io
 import json
 import os
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.page
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = "striped red thing; plain red thing, dotted blue thing, green waves, green gravel"
-SECONDS = int(os.environ.get("S", "120"))
+SECONDS = 120  # for whatever the page is waited for
 SHOTS = os.environ.get("SAMMI_SCREENSHOTS")  # a folder, to look at the page
 
 
@@ -103,6 +104,10 @@ class Page:
     def text(self, selector):
         return self.one(selector).text
 
+    def says(self, selector, pattern):
+        """Wait for a text: what an event changes does not change at once."""
+        self.wait(lambda: re.search(pattern, self.text(selector)))
+
     def result(self):
         """The address of the result's image, which changes with every drawing."""
         images = self.all("#result img")
@@ -121,8 +126,6 @@ class Page:
                 canvas.getContext('2d').drawImage(image, 0, 0);
                 done(canvas.toDataURL('image/png').split(',')[1]);
             })"""
-        import base64
-
         encoded = base64.b64decode(self.browser.execute_async_script(script))
         return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
 
@@ -147,8 +150,8 @@ def test_from_an_image_to_files(server, browser, photo, tmp_path):
     page.type(NAMES)
     page.segment()
     first = page.changed(None)
-    assert "of 4 classes occur" in page.text("#sentence")
-    assert "striped red thing" in page.text("#legend")
+    page.says("#sentence", "of 4 classes occur")
+    page.says("#legend", "striped red thing")
     assert "plain red thing" not in page.text("#legend")  # a synonym
     shares = [float(text) for text in re.findall(r"([\d.]+)%", page.text("#legend"))]
     assert sum(shares) == pytest.approx(100, abs=0.3)
@@ -156,7 +159,7 @@ def test_from_an_image_to_files(server, browser, photo, tmp_path):
 
     # Layers: without any, the image itself is left, enlarged.
     full = page.pixels()
-    boxes = page.all("#layers input")
+    boxes = page.wait(lambda: page.all("#layers input"))
     assert len(boxes) == 4
     before = first
     for box in boxes[:3]:
@@ -175,7 +178,7 @@ def test_from_an_image_to_files(server, browser, photo, tmp_path):
     # A click asks SAM.
     page.one("#result img").click()
     page.changed(before)
-    assert re.search(r"SAM's mask at \(4[78], 4[78]\): \d+ pixels", page.text("#sentence"))
+    page.says("#sentence", r"SAM's mask at \(4[78], 4[78]\): \d+ pixels")
     assert (page.pixels() != full).any()
     page.shot("3_clicked")
 
@@ -205,7 +208,7 @@ def test_an_example(server, browser):
     page.segment()
     page.changed(None)
     page.shot("4_example")
-    assert len(page.all("#legend tbody tr")) >= 3
+    page.wait(lambda: len(page.all("#legend tbody tr")) >= 3)
     addresses = [
         message["params"]["request"]["url"]
         for entry in browser.get_log("performance")
@@ -225,7 +228,7 @@ def test_an_example(server, browser):
 
 
 def toast(page):
-    text = page.text(".toast-body")
+    text = page.wait(lambda: page.text(".toast-messages"))
     assert "Traceback" not in text
     return " ".join(text.split())
 
@@ -251,6 +254,27 @@ def test_mistakes_are_one_line(server, browser, tmp_path, photo):
     page.segment()
     assert "the class list names cat more than once" in toast(page)
     assert "Traceback" not in server[2].read_text()
+
+
+def curl_commands():
+    """The examples of docs/serve.md."""
+    blocks = re.findall(r"^```\n(.*?)^```$", (ROOT / "docs/serve.md").read_text(), re.M | re.S)
+    return [block for block in blocks if "curl" in block]
+
+
+@pytest.mark.parametrize("command", curl_commands())
+def test_the_examples_of_the_documentation(server, tmp_path, command):
+    Image.fromarray(scene("test_seen", 3).image).save(tmp_path / "scene.png")
+    assert "http://127.0.0.1:7860/" in command
+    command = command.replace("http://127.0.0.1:7860/", server[1])
+    run = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=tmp_path, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout + run.stderr
+    answer = json.loads(run.stdout)
+    found = answer.get("annotations") or answer["masks"]
+    assert any(decode_rle(entry["segmentation"], "").any() for entry in found)
 
 
 def test_interrupting_ends_it_cleanly(server, browser):

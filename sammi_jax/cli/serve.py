@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         service.warm_up()
         host = f"[{args.host}]" if ":" in args.host else args.host
         port = listening.getsockname()[1]
-        server = app.make_app(service, Path(folder).resolve())
+        server = app.make_app(service, Path(folder).resolve(), args.root_path)
         print(f"http://{host}:{port}{args.root_path}/ (Ctrl-C ends it)", flush=True)
         try:
             app.run(server, listening, args.root_path)

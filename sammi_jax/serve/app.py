@@ -21,27 +21,29 @@ from sammi_jax.serve.service import Service
 _GOODBYE_SECONDS = 3  # for open pages, which never end their connection
 
 
-def make_app(service: Service, folder: Path) -> Any:
+def make_app(service: Service, folder: Path, root_path: str = "") -> Any:
     """The whole server as an ASGI application.
 
     Args:
         service: model, worker, limits.
         folder: for uploads and results; whoever makes it removes it.
+        root_path: where a proxy puts the server, such as "/sammi".
     """
     os.environ["GRADIO_TEMP_DIR"] = str(folder)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     app.mount(PATH, make_api(service))
-    asyncio.run(_mount_page(app, service, folder))
+    asyncio.run(_mount_page(app, service, folder, root_path))
     return Guard(app, service.metrics, OPERATIONS, service.limits.body_bytes)
 
 
-async def _mount_page(app: FastAPI, service: Service, folder: Path) -> Any:
+async def _mount_page(app: FastAPI, service: Service, folder: Path, root_path: str) -> Any:
     """Asynchronous, because Gradio leaves event loops open where it finds none running."""
     gr.mount_gradio_app(
         app,
         make_page(service, folder),
         path="/",
+        root_path=root_path or None,
         footer_links=[],
         run_history=False,
         show_error=False,
