@@ -1,5 +1,6 @@
 """`sammi serve`: the JSON API, its limits, its queue, and that the page builds."""
 
+import asyncio
 import base64
 import io
 import json
@@ -383,6 +384,42 @@ def test_a_model_without_sam(client, service, monkeypatch):
     monkeypatch.setitem(vars(service.model), "sam", None)
     assert "which has no SAM" in error(masks(client, points=[[1, 1]]), 404)
     assert not client.get("/api/health").json()["sam"]
+
+
+# --- requests that do not end ---
+
+
+def send_slowly(app, *received):
+    """The status of a request of which only some messages arrive."""
+    messages, sent = list(received), []
+
+    async def receive():
+        if messages:
+            return messages.pop(0)
+        return await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/api/segment", "root_path": "",
+        "headers": [(b"content-type", b"application/json")], "query_string": b"",
+    }  # fmt: skip
+    asyncio.run(app(scope, receive, send))
+    return sent[0]["status"]
+
+
+def test_a_body_that_does_not_arrive(app, service, limited):
+    limited(seconds=0.01)
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    assert send_slowly(app, part) == 408
+    assert service.worker.taken == 0
+
+
+def test_a_client_that_goes_away(app, service):
+    part = {"type": "http.request", "body": b"{", "more_body": True}
+    assert send_slowly(app, part, {"type": "http.disconnect"}) == 400
+    assert service.worker.taken == 0
 
 
 # --- the queue ---

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sammi_jax import __version__
 from sammi_jax.errors import SammiError
@@ -117,6 +118,7 @@ def make_api(service: Service) -> FastAPI:
 
     api.add_exception_handler(SammiError, _failed)
     api.add_exception_handler(HTTPException, _refused)
+    api.add_exception_handler(ClientDisconnect, _gone)
     api.add_exception_handler(Exception, _broken)
     return api
 
@@ -252,6 +254,11 @@ def _refused(request: Request, error: Exception) -> JSONResponse:
     """Starlette's own refusals: unknown paths and methods, broken forms."""
     assert isinstance(error, HTTPException)
     return _response(error.status_code, str(error.detail), error.headers)
+
+
+def _gone(request: Request, error: Exception) -> JSONResponse:
+    """Nobody reads this; it is no error of the server."""
+    return _response(400, "the client went away before the request was complete")
 
 
 def _broken(request: Request, error: Exception) -> JSONResponse:
