@@ -54,7 +54,7 @@ check: $(TEST_STAMP)  ## lint, format and types
 test: check  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
 
-# Chromium is not Python's: where it is missing, Debian's and Ubuntu's packages are installed.
+# Chromium is not Python's: where it is missing, Debian's packages are installed.
 test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs Chromium if it is missing)
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ $(SUDO) apt-get update -qq && \

@@ -57,7 +57,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def service(model):
-    return Service(model, "openshapes", Limits())
+    return Service(model, "openshapes", Limits(), bundled=True)
 
 
 @pytest.fixture(scope="module")

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     from sammi_jax.serve import app
     from sammi_jax.serve.limits import Limits
     from sammi_jax.serve.service import Service, model_name
+    from sammi_jax.weights.bundled import DEFAULT, find_model
 
     limits = Limits(
         upload_bytes=int(args.max_upload_mb * 1e6),
@@ -108,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
     listening = app.listen(args.host, args.port)
     with listening, tempfile.TemporaryDirectory(prefix="sammi_serve_") as folder:
         model = chosen_model(args)
-        service = Service(load(model), model_name(model), limits)
+        bundled = find_model(model) == find_model(DEFAULT)
+        service = Service(load(model), model_name(model), limits, bundled)
         print("sammi: compiling the model's programs", file=sys.stderr, flush=True)
         service.warm_up()
         host = f"[{args.host}]" if ":" in args.host else args.host

@@ -16,7 +16,6 @@ from sammi_jax.inference.towers import SamModel
 from sammi_jax.serve.limits import Limits, RequestError, check_prompts, read_classes, read_image
 from sammi_jax.serve.metrics import Metrics
 from sammi_jax.serve.worker import Worker
-from sammi_jax.weights.bundled import DEFAULT
 
 T = TypeVar("T")
 
@@ -31,20 +30,17 @@ class Service:
         model: a CAT-Seg or SAM-MI.
         name: of the model, to be shown: the last part of its path, not the path itself.
         limits: of requests.
+        bundled: whether the model is the small one that knows generated scenes only.
     """
 
-    def __init__(self, model: Segmenter, name: str, limits: Limits):
+    def __init__(self, model: Segmenter, name: str, limits: Limits, bundled: bool = False):
         self.model = model
         self.name = name
         self.limits = limits
+        self.bundled = bundled
         self.worker = Worker(limits.queue)
         self.metrics = Metrics(self.worker)
         self._embeddings: OrderedDict[bytes, SamImage] = OrderedDict()
-
-    @property
-    def bundled(self) -> bool:
-        """Whether the model knows generated scenes only."""
-        return self.name == DEFAULT
 
     def warm_up(self) -> None:
         """Compile the programs of a short class list and of one point, before anybody waits."""
