@@ -4,8 +4,10 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
+SELENIUM := selenium>=4.25,<5
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo pretrain study study-real env test slow check format docs help
+.PHONY: demo pretrain study study-real env test test-page slow check format docs help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -51,6 +53,14 @@ check: $(TEST_STAMP)  ## lint, format and types
 # Three workers for two cores: some tests wait for processes of their own.
 test: check  ## lint, types and the fast tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal
+
+# Chromium is not Python's: where it is missing, Debian's packages are installed.
+test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs Chromium if it is missing)
+	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
+		{ $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(SELENIUM)"
+	$(BIN)/python -m pytest -m page tests/test_page.py
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow

@@ -70,7 +70,14 @@ def draw_proposals(
 ) -> UInt8[NpArray, "h w 3"]:
     """An image with the masks' outlines in white and the points (x, y in pixels) in yellow."""
     pixels = pixels.copy()
-    pixels[_outlines(masks, pixels.shape[:2])] = 255
+    pixels[mask_outlines(masks, pixels.shape[:2])] = 255
+    return draw_points(pixels, points)
+
+
+def draw_points(
+    pixels: UInt8[NpArray, "h w 3"], points: Float[NpArray, "k 2"]
+) -> UInt8[NpArray, "h w 3"]:
+    """An image with the points (x, y in pixels) in yellow."""
     image = Image.fromarray(pixels)
     draw = ImageDraw.Draw(image)
     radius = max(1, min(pixels.shape[:2]) // 160)
@@ -80,7 +87,9 @@ def draw_proposals(
     return np.asarray(image)
 
 
-def _outlines(masks: Iterable[NpArray], shape: tuple[int, ...]) -> NpArray:
+def mask_outlines(
+    masks: Iterable[Bool[NpArray, "h w"]], shape: tuple[int, ...]
+) -> Bool[NpArray, "h w"]:
     """Pixels inside a mask whose right or lower neighbor is outside it."""
     edge = np.zeros(shape, bool)
     for mask in masks:

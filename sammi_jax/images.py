@@ -42,7 +42,7 @@ _DARK = 16  # of 255: an image whose values all lie below it was probably scaled
 SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
-def load_image(source: Any) -> UInt8[NpArray, "h w 3"]:
+def load_image(source: Any, formats: tuple[str, ...] | None = None) -> UInt8[NpArray, "h w 3"]:
     """Read an image as uint8 RGB ``[H, W, 3]``.
 
     Gray, palette, RGBA (alpha is dropped) and CMYK images are converted, 16-bit and float ones
@@ -51,6 +51,7 @@ def load_image(source: Any) -> UInt8[NpArray, "h w 3"]:
     Args:
         source: a path, a PIL image, the bytes of an image file, an open file, or a uint8 array
             (NumPy's, JAX's, PyTorch's) ``[H, W, 3]`` or ``[H, W]``.
+        formats: of files that are decoded, by Pillow's names; None: all that Pillow knows.
 
     Raises:
         SammiError: not readable, not an image, without pixels, or of values in no known range.
@@ -65,7 +66,7 @@ def load_image(source: Any) -> UInt8[NpArray, "h w 3"]:
     try:
         if isinstance(source, Image.Image):
             return _pixels(source, name)
-        with Image.open(source) as image:
+        with Image.open(source, formats=formats) as image:
             return _pixels(image, name)
     except FileNotFoundError as error:
         raise SammiError(f"{name}: no such file; check the path") from error

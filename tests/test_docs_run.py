@@ -25,6 +25,7 @@ NEEDS = {
     "data": "images or labels of others",
     "network": "a download or an upload",
     "hardware": "an accelerator",
+    "server": "a running `sammi serve`",
     "libtpu": "libtpu, for `sammi compile`",
     "checkout": "the repository, and more time than a test has",
     "values": "values in the place of capital letters",

@@ -25,6 +25,7 @@ from sammi_jax.cli import (
     masks,
     push,
     segment,
+    serve,
     train,
     weights,
 )
@@ -42,6 +43,7 @@ COMMANDS = (
     datasets,
     segment,
     masks,
+    serve,
     train,
     evaluate,
     cache,

@@ -174,16 +174,16 @@ def taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def squash(pixels: np.ndarray, side: int) -> np.ndarray:
     """Bilinear to a square, float32 ``[side, side, 3]``."""
+    rows, columns = (taps(size, side) for size in pixels.shape[:2])
+    wide = between_rows(pixels, *rows)
+    return np.ascontiguousarray(between_rows(wide.swapaxes(0, 1), *columns).swapaxes(0, 1))
 
-    def matrix(in_size: int) -> np.ndarray:
-        places, weights = taps(in_size, side)
-        out = np.zeros((side, in_size))
-        np.add.at(out, (np.arange(side), places[:, 0]), 1.0 - weights)
-        np.add.at(out, (np.arange(side), places[:, 1]), weights)
-        return out.astype(np.float32)
 
-    rows, columns = (matrix(size) for size in pixels.shape[:2])
-    return np.einsum("oh,hwc,pw->opc", rows, pixels.astype(np.float32), columns, optimize=True)
+def between_rows(values: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Rows interpolated, float32."""
+    weights = weights.astype(np.float32)[:, None, None]
+    first, second = (values[places[:, i]].astype(np.float32) for i in (0, 1))
+    return first * (1 - weights) + second * weights
 
 
 def sam_input(pixels: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:

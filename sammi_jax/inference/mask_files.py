@@ -1,6 +1,7 @@
 """SAM's masks of an image, drawn and written."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,18 +42,23 @@ def write_masks(found: SamMasks, image: Path, folder: Path, name: str) -> list[P
             "image": str(image),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
-            "masks": [
-                {
-                    "area": int(mask.sum()),
-                    "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1] if mask.any() else [0, 0, 0, 0],
-                    "predicted_iou": round(float(iou), 6),
-                    "stability_score": round(float(stability), 6),
-                    "segmentation": encode_rle(mask),
-                }
-                for mask, iou, stability, (x0, y0, x1, y1) in zip(
-                    found.masks, found.iou, found.stability, found.boxes.tolist(), strict=True
-                )
-            ],
+            "masks": mask_records(found),
         },
     )
     return paths
+
+
+def mask_records(found: SamMasks) -> list[dict[str, Any]]:
+    """Area, box (x, y, width, height), SAM's IoU, stability and COCO's runs of each mask."""
+    return [
+        {
+            "area": int(mask.sum()),
+            "bbox": [x0, y0, x1 - x0 + 1, y1 - y0 + 1] if mask.any() else [0, 0, 0, 0],
+            "predicted_iou": round(float(iou), 6),
+            "stability_score": round(float(stability), 6),
+            "segmentation": encode_rle(mask),
+        }
+        for mask, iou, stability, (x0, y0, x1, y1) in zip(
+            found.masks, found.iou, found.stability, found.boxes.tolist(), strict=True
+        )
+    ]

@@ -144,7 +144,10 @@ def _array(what: str, value: Any, rank: int, tail: tuple[int | None, ...]) -> Np
 def _labels(labels: Any, shape: tuple[int, ...]) -> Int[NpArray, "k p"]:
     if labels is None:
         return np.ones(shape, np.int32)
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError as error:  # rows of different lengths
+        raise SammiError("point labels: give as many for each object") from error
     array = array[None] if array.ndim == 1 else array
     if array.shape != shape or not np.isin(array, (0, 1)).all():
         raise SammiError(
