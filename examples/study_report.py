@@ -254,12 +254,12 @@ def others_table(results: Results) -> str:
                 for seed in there
             ]
             rows.append([
-                title, spread([a for a, _ in pairs]), spread([b for _, b in pairs]),
+                title, ", ".join(map(str, there)), spread([a for a, _ in pairs]), spread([b for _, b in pairs]),
                 spread([b - a for a, b in pairs], sign=True),
             ])  # fmt: skip
     if not rows:
         return "Not run."
-    return _table(["", "CAT-Seg for as long", "SAM-MI", "difference"], rows)
+    return _table(["", "seeds", "CAT-Seg for as long", "SAM-MI", "difference"], rows)
 
 
 def verdicts(results: Results) -> str:
