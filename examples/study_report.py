@@ -254,7 +254,8 @@ def others_table(results: Results) -> str:
                 for seed in there
             ]
             rows.append([
-                title, ", ".join(map(str, there)), spread([a for a, _ in pairs]), spread([b for _, b in pairs]),
+                title, ", ".join(map(str, there)),
+                spread([a for a, _ in pairs]), spread([b for _, b in pairs]),
                 spread([b - a for a, b in pairs], sign=True),
             ])  # fmt: skip
     if not rows:
