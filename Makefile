@@ -5,7 +5,7 @@ RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
 
-.PHONY: demo pretrain study study-real env test slow check format docs help
+.PHONY: demo pretrain study study-real env test test-slurm slow check format docs help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -54,6 +54,9 @@ test: check  ## lint, types and the fast tests
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow
+
+test-slurm: $(TEST_STAMP)  ## the Slurm script under a real Slurm (apt-get install slurm-wlm munge)
+	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Python and commands: site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
