@@ -1,4 +1,4 @@
-"""What ``launch/`` holds: shellcheck, the manifest against Kubernetes' schemas, scripts that run."""
+"""``launch/``: shellcheck, the manifest against Kubernetes' schemas, and runs of the scripts."""
 
 import os
 import signal
