@@ -251,7 +251,7 @@ def describe_topology(name: str, slices: int = 1) -> list[Any]:
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud where it runs
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so none is locked
-    options = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
+    options: dict[str, Any] = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
     if slices > 1:
         options["num_slices"] = slices
     try:

@@ -158,8 +158,8 @@ class _Walk:
         elif item.opcode == "send" and "xla_megascale_runtime" in item.rest:
             kind = (item.find(r'_transfer_type="(\w+)"') or OTHER).lower().replace("_", "-")
             slices = (item.find(r'_megascale_target="\{([\d,]+)\}') or "").count(",") + 1
-            part = _shape_bytes(item.shape.partition("}")[0])  # the other two are of the transfer
-            total.sent_dcn[kind] += _sent_dcn(kind, part, slices)
+            given = _shape_bytes(item.shape.partition("}")[0])  # the rest is the transfer's own
+            total.sent_dcn[kind] += _sent_dcn(kind, given, slices)
         elif item.opcode in ("copy-done", "slice-done"):
             total.copied += _shape_bytes(item.shape)
         total.cycles[part] += int(item.find(r'"estimated_cycles":"(\d+)"') or 0)
@@ -211,8 +211,8 @@ def _sent(kind: str, result: int, group: int) -> int:
     return (2 if kind == "all-reduce" else 1) * result * (group - 1) // group
 
 
-def _sent_dcn(kind: str, part: int, slices: int) -> int:
-    """Bytes that a chip sends of its part, around a ring of so many slices."""
+def _sent_dcn(kind: str, given: int, slices: int) -> int:
+    """Bytes that a chip sends around a ring of so many slices, for what it gives of its own."""
     if kind == "all-gather":
-        return part * (slices - 1)
-    return (2 if kind == "all-reduce" else 1) * part * (slices - 1) // slices
+        return given * (slices - 1)
+    return (2 if kind == "all-reduce" else 1) * given * (slices - 1) // slices
