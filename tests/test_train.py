@@ -419,7 +419,7 @@ def test_goodput_over_restarts(monkeypatch):
             goodput, records = Goodput(past, start, startup), []
             for step in steps:
                 clock.passes(30)
-                goodput.add(30)
+                goodput.add(30.0)
                 records.append({"step": step, **goodput.values()})
         return records
 
