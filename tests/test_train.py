@@ -262,7 +262,7 @@ def test_other_frozen_weights_raise_an_error(straight):
     [
         ({"batch_size": 12}, "batch_size=12"),
         ({"mesh": MeshConfig(fsdp=3)}, "mesh.fsdp=3"),
-        ({"mesh": MeshConfig(slices=2)}, "mesh.slices=2, but the 8 devices are in 1 processes"),
+        ({"mesh": MeshConfig(slices=2)}, "mesh.slices=2, but the 8 devices are in 1 proc"),
         ({"mesh": MeshConfig(slices=0)}, "mesh.slices=0"),
         ({"batch_size": 24, "accumulate": 2}, "batch_size=24 .* 8 devices x accumulate=2"),
         ({"accumulate": 0}, "accumulate=0"),

@@ -30,11 +30,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     count, slices = len(devices), config.slices
-    # Devices of a CPU do not know their slice: there each process counts as one, if asked for.
+    # A GPU's slice is its node. A CPU knows none: there each process counts as one.
     by_process = not hasattr(devices[0], "slice_index")
     found = len({d.process_index if by_process else d.slice_index for d in devices})
-    if found != slices and not (by_process and slices == 1):
-        what = "processes (slices are for TPUs and GPUs)" if by_process else "slices"
+    if found != slices and (slices != 1 or devices[0].platform == "tpu"):
+        what = "processes" if by_process else "slices"
         raise SammiError(f"mesh.slices={slices}, but the {count} devices are in {found} {what}")
     count //= slices
     if config.fsdp < 1 or count % config.fsdp:
