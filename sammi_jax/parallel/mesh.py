@@ -33,7 +33,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     # A GPU's slice is its node. A CPU knows none: there each process counts as one.
     by_process = not hasattr(devices[0], "slice_index")
     found = len({d.process_index if by_process else d.slice_index for d in devices})
-    if found != slices and (slices != 1 or devices[0].platform == "tpu"):
+    flat = by_process or devices[0].platform != "tpu"  # may be taken for one slice
+    if found != slices and not (flat and slices == 1):
         what = "processes" if by_process else "slices"
         raise SammiError(f"mesh.slices={slices}, but the {count} devices are in {found} {what}")
     count //= slices
