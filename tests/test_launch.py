@@ -10,6 +10,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from tests.processes import assert_equal_runs
+
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch"), *ROOT.glob("tests/**/*.sh")])
@@ -154,6 +156,63 @@ def test_node_takes_the_visible_gpus(notes):
     done = run(LAUNCH / "node.sh", "3", "sammi", env=environment)
     assert done.returncode == 2
     assert "names 2 GPUs for 3 processes" in done.stderr
+
+
+EXPERIMENT = """
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from sammi_jax.config import CLIP_SIZES, CaptionConfig, OptimConfig, TrainConfig
+from sammi_jax.training.metrics_log import Log
+
+clip = CLIP_SIZES["openshapes"]
+one = lambda tower: replace(tower, num_layers=1)
+config = TrainConfig(
+    task=CaptionConfig(model=replace(clip, vision=one(clip.vision), text=one(clip.text))),
+    optim=OptimConfig(peak_lr=2e-3, clip_norm=1.0),
+    steps=20,
+    batch_size=4,
+    checkpoint_every=2,
+    log_every=1,
+)
+write = Log.write
+
+
+def write_and_die(log, step, metrics):
+    write(log, step, metrics)
+    last = Path(os.environ["LAST"])
+    if step == 10 and jax.process_index() == 1 and not last.exists():
+        last.touch()
+        os.kill(os.getppid(), 9)
+
+
+Log.write = write_and_die
+"""
+
+
+@pytest.mark.slow
+def test_a_node_trains_on_after_a_kill(tmp_path):
+    """Two real processes, of which one is killed once: as if it had not been."""
+    (tmp_path / "tiny.py").write_text(EXPERIMENT)
+    environment = os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "SAMMI_RESTART_WAIT": "0",
+        "LAST": str(tmp_path / "killed"),
+    }
+    command = [LAUNCH / "again.sh", LAUNCH / "node.sh", "2", "sammi", "train"]
+    command += ["--config", tmp_path / "tiny.py", "--workdir"]
+    done = run(*command, tmp_path / "run", env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "exit code 75, restart 1" in done.stderr
+    assert "process 1" in done.stdout
+    assert (tmp_path / "killed").exists()
+    assert run(*command, tmp_path / "straight", env=environment).returncode == 0
+    assert_equal_runs(tmp_path / "run", tmp_path / "straight")
 
 
 # Two hosts are folders; what is to run on a host runs in its folder. `python3 -m venv` makes an
