@@ -7,7 +7,7 @@ OPEN_CLIP := open_clip_torch==3.3.0
 SELENIUM := selenium>=4.25,<5
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo pretrain study study-real env test test-page slow check format docs help
+.PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -64,6 +64,9 @@ test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs C
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow
+
+test-slurm: $(TEST_STAMP)  ## the Slurm script under a real Slurm (apt-get install slurm-wlm munge)
+	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slurm tests/test_slurm.py
 
 docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Python and commands: site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

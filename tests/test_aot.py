@@ -25,7 +25,7 @@ COST = Cost(
     Counter({"sam_encoder": 450_000_000, "other": 150_000_000}), Counter({"all-reduce": 2 * 10**10})
 )
 RESULT = Compiled(
-    "v5e:4x4", 16, (16, 1), 64, 7_000_000, 93_000_000, 2**20, 3 * 2**30, 4e14, COST, 1.0
+    "v5e:4x4", 1, 16, (16, 1), 64, 7_000_000, 93_000_000, 2**20, 3 * 2**30, 4e14, COST, 1.0
 )
 
 
@@ -63,6 +63,19 @@ def test_time_mfu_fit_and_choice():
     assert "| 6400 | 40.00 (16) | 400.00 | does not fit | - | - |" in table
 
 
+def test_collectives_of_several_slices():
+    """5 GB over a chip's 3.125 GB/s of the data center network, beside those inside the slices."""
+    cost = replace(COST, sent_dcn=Counter({"all-reduce": 5 * 10**9}))
+    two = replace(RESULT, slices=2, chips=32, cost=cost)
+    assert (two.ici_s, two.dcn_s) == pytest.approx((0.1, 1.6))
+    assert two.estimated_s == pytest.approx(0.4 + 0.1 + 1.6)
+    assert "| 2 x v5e:4x4 | 32 |" in _table([two])
+    assert "| ICI: all-reduce 19073.5; DCN: all-reduce 4768.4 |" in _table([two])
+    between = "100.0 ms inside the slices (ICI), 1600.0 ms between them (DCN)"
+    assert between in _details(two)
+    assert "DCN" not in _details(RESULT) + _table([RESULT])
+
+
 def test_details_name_the_parts():
     details = _details(RESULT)
     assert "7,000,000 train, 93,000,000 are frozen. Optimizer state: 1.0 MiB a chip" in details
@@ -72,12 +85,20 @@ def test_details_name_the_parts():
 def test_meshes_of_pods():
     """Also where an axis of the mesh is no axis of the pod: 2 of 4 x 4, 8 of 4 x 4 x 4."""
     script = """
+from sammi_jax.errors import SammiError
 from sammi_jax.config.experiment import MeshConfig
 from sammi_jax.parallel.mesh import make_mesh
 from sammi_jax.pods.aot import describe_topology
 for topology, fsdp in (("v5e:4x4", 2), ("v6e:4x4", 2), ("v6e:4x4", 4), ("v5p:4x4x4", 8)):
     mesh = make_mesh(MeshConfig(fsdp=fsdp), describe_topology(topology))
     print(topology, *mesh.devices.shape, len({device.id for device in mesh.devices.flat}))
+mesh = make_mesh(MeshConfig(fsdp=4, slices=3), describe_topology("v5e:4x4", 3))
+print(*mesh.devices.shape, [{d.slice_index for d in row} for row in mesh.devices])
+for slices in (1, 2):
+    try:
+        make_mesh(MeshConfig(slices=slices), describe_topology("v5e:4x4", 3))
+    except SammiError as error:
+        print(error)
 """
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{LIBTPU}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -85,7 +106,10 @@ for topology, fsdp in (("v5e:4x4", 2), ("v6e:4x4", 2), ("v6e:4x4", 4), ("v5p:4x4
         env=os.environ | environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.splitlines() == [
-        "v5e:4x4 8 2 16", "v6e:4x4 8 2 16", "v6e:4x4 4 4 16", "v5p:4x4x4 8 8 64"
+        "v5e:4x4 8 2 16", "v6e:4x4 8 2 16", "v6e:4x4 4 4 16", "v5p:4x4x4 8 8 64",
+        "12 4 " + str([{0}] * 4 + [{1}] * 4 + [{2}] * 4),
+        "mesh.slices=1, but the 48 devices are in 3 slices",
+        "mesh.slices=2, but the 48 devices are in 3 slices",
     ], done.stderr[-2000:]  # fmt: skip
 
 
@@ -98,11 +122,12 @@ def test_bad_input():
             describe_topology(name)
 
 
-def test_compiles_for_a_small_pod():
+@pytest.mark.parametrize("slices", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_compiles_for_a_small_pod(slices):
     """The command, from the training step to the table, with what compiles fast."""
-    small = ["batch_size=4", "compute_dtype=bfloat16", "task.num_classes=4",
-             "task.model.clip.text.num_layers=1", "task.model.aggregator.num_layers=0",
-             "optim.muon_ratio=none"]  # fmt: skip
+    small = ["batch_size=8", f"mesh.slices={slices}", "compute_dtype=bfloat16",
+             "task.num_classes=4", "task.model.clip.text.num_layers=1",
+             "task.model.aggregator.num_layers=0", "optim.muon_ratio=none"]  # fmt: skip
     command = [sys.executable, "-m", "sammi_jax", "compile", "--config",
                ROOT / "configs/openshapes_catseg.py", "--topology", "v5e:2x2",
                *(word for setting in small for word in ("--set", setting))]  # fmt: skip
@@ -111,7 +136,11 @@ def test_compiles_for_a_small_pod():
     environment |= {"JAX_OPTIMIZATION_LEVEL": "O0", "JAX_MEMORY_FITTING_LEVEL": "O0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "| v5e:2x2 | 4 | 4 x 1 | 4 |" in done.stdout
-    assert "all-reduce" in done.stdout
+    if slices == 1:
+        assert "| v5e:2x2 | 4 | 4 x 1 | 8 |" in done.stdout
+        assert "all-reduce" in done.stdout
+    else:
+        assert "| 2 x v5e:2x2 | 8 | 8 x 1 | 8 |" in done.stdout
+        assert re.search(r"ICI: .*all-reduce [\d.]+.*; DCN: .*all-reduce [\d.]+", done.stdout)
     for part in ("clip_image", "aggregator", "aggregator backward", "optimizer"):
         assert re.search(rf"^  {part} +[\d.]+ ms", done.stdout, re.MULTILINE), done.stdout

@@ -23,7 +23,16 @@ PAGES = sorted(
 )
 CODE = sorted(
     path
-    for part in ("sammi_jax", "configs", "tests", "examples", "benchmarks", "train.py", "eval.py")
+    for part in (
+        "sammi_jax",
+        "configs",
+        "tests",
+        "examples",
+        "benchmarks",
+        "launch",
+        "train.py",
+        "eval.py",
+    )
     for path in ([ROOT / part] if part.endswith(".py") else (ROOT / part).rglob("*.py"))
     if path != Path(__file__).resolve()
 )

@@ -1,5 +1,7 @@
 """Costs read from HLO text, with snippets as libtpu 0.0.42 writes them (attributes cut)."""
 
+from dataclasses import replace
+
 import pytest
 
 from sammi_jax.pods.hlo import program_cost
@@ -111,3 +113,26 @@ ENTRY %main (x: f32[]) -> f32[] {{
 }}
 """
     assert program_cost(text).cycles.total() == 10
+
+
+def test_between_slices():
+    """libtpu gives a chip's part to its MegaScale runtime: here 512 KiB, three times."""
+    send = (
+        "send(%x, %after), is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_"
+        'name="xla_megascale_runtime",_xla_megascale_target="{SLICES}x{0:15}",'
+        '_xla_megascale_transfer_type="KIND"}'
+    )
+    text = PROGRAM.replace(
+        "  %gathered =",
+        f"  %send = (f32[128,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) {send}\n  %gathered =",
+    )
+    for kind, slices, expected in (
+        ("ALL_REDUCE", "1,2", 2**19),
+        ("ALL_REDUCE", "1,2,3,4", 2**19 * 3 // 2),
+        ("ALL_GATHER", "1,2,3,4", 2**19 * 3),
+    ):
+        cost = program_cost(text.replace("SLICES", slices).replace("KIND", kind))
+        assert cost.sent_dcn == {kind.lower().replace("_", "-"): 3 * expected}
+        assert cost == replace(program_cost(PROGRAM), sent_dcn=cost.sent_dcn)
+    plain = text.replace("xla_megascale_runtime", "another")
+    assert program_cost(plain).sent_dcn == {}

@@ -59,9 +59,10 @@ def records(workdir):
     return [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
 
 
-def run(config, workdir, fsdp=1, devices=8, steps=50, processes=1):
+def run(config, workdir, fsdp=1, devices=8, steps=50, processes=1, slices=1):
     start = start_process if processes == 1 else start_job
-    settings = ("--set", f"mesh.fsdp={fsdp}", "--set", f"steps={steps}")
+    settings = [f"mesh.fsdp={fsdp}", f"mesh.slices={slices}", f"steps={steps}"]
+    settings = [word for setting in settings for word in ("--set", setting)]
     started = start(
         config, workdir, *settings, devices=devices, before=SHARD_ALL, precision="highest"
     )
@@ -91,9 +92,10 @@ def test_meshes_train_the_same(config, one_device, tmp_path, mesh):
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_same(config, one_device, tmp_path):
-    found = run(config, tmp_path / "run", fsdp=4, devices=4, processes=2)
-    assert_same_curve(found, one_device, "2 processes of 4 devices")
+@pytest.mark.parametrize(("fsdp", "slices"), [(4, 1), (2, 2)])
+def test_two_processes_train_the_same(config, one_device, tmp_path, fsdp, slices):
+    found = run(config, tmp_path / "run", fsdp=fsdp, devices=4, processes=2, slices=slices)
+    assert_same_curve(found, one_device, f"2 processes of 4 devices, {slices} slices")
 
 
 @pytest.mark.parametrize("fsdp", [4, 8])

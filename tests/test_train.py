@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import jax
@@ -22,6 +24,7 @@ from sammi_jax.parallel.batch import Batch
 from sammi_jax.parallel.run import PreemptedError
 from sammi_jax.training.checkpoint import checkpoint_steps
 from sammi_jax.training.flops import PEAK_FLOPS
+from sammi_jax.training.goodput import Goodput, Startup
 from sammi_jax.training.loop import train
 from sammi_jax.training.metrics_log import Log
 from sammi_jax.training.state import trainable_paths
@@ -259,6 +262,8 @@ def test_other_frozen_weights_raise_an_error(straight):
     [
         ({"batch_size": 12}, "batch_size=12"),
         ({"mesh": MeshConfig(fsdp=3)}, "mesh.fsdp=3"),
+        ({"mesh": MeshConfig(slices=2)}, "mesh.slices=2, but the 8 devices are in 1 proc"),
+        ({"mesh": MeshConfig(slices=0)}, "mesh.slices=0"),
         ({"batch_size": 24, "accumulate": 2}, "batch_size=24 .* 8 devices x accumulate=2"),
         ({"accumulate": 0}, "accumulate=0"),
         ({"validation": ("os48/val_seen",)}, "a dummy experiment makes no label maps"),
@@ -372,7 +377,7 @@ def test_speed_and_waiting_for_data(tmp_path, monkeypatch):
     """A step that takes 1 s after 3 s of waiting; evaluation and saving count as neither."""
     clock = Clock()
     monkeypatch.setattr("sammi_jax.training.metrics_log.time", clock)
-    log = Log(tmp_path, 0, CONFIG, {})
+    log = Log(tmp_path, 0, CONFIG, {}, Startup())
 
     def batches():
         while True:
@@ -394,6 +399,67 @@ def test_speed_and_waiting_for_data(tmp_path, monkeypatch):
         assert record["data_wait"] == 0.75
         assert record["images_per_s"] == 2 * CONFIG.batch_size / 8
         assert "finite" not in record
+
+
+class WallClock(Clock):
+    def time(self):
+        return self.seconds
+
+
+def test_goodput_over_restarts(monkeypatch):
+    """10 s of start and 90 of steps, of which 30 are lost; then 20 s of start and 60 of steps."""
+    clock = WallClock()
+    monkeypatch.setattr("sammi_jax.training.goodput.time", clock)
+
+    def process(past, start, starting, steps):
+        """The records of a process whose steps take 30 s each."""
+        with closing(Startup()) as startup:
+            clock.passes(starting)
+            startup.mark("import")
+            goodput, records = Goodput(past, start, startup), []
+            for step in steps:
+                clock.passes(30)
+                goodput.add(30.0)
+                records.append({"step": step, **goodput.values()})
+        return records
+
+    first = process([], 0, 10, (1, 2, 3))
+    assert [record["spent_s"] for record in first] == [40, 70, 100]
+    assert [record["goodput"] for record in first] == pytest.approx([0.75, 60 / 70, 0.9])
+    clock.passes(3600)  # no process runs
+    second = process(first, 2, 20, (3, 4))
+    assert [record["trained_s"] for record in second] == [90, 120]
+    assert [record["spent_s"] for record in second] == [150, 180]
+    assert second[-1]["goodput"] == pytest.approx(120 / 180)
+    assert [record["restarts"] for record in first + second] == [0, 0, 0, 1, 1]
+    other = process([{"step": 1, "loss": 1.0}], 1, 20, (2,))  # a log from before there was this
+    assert (other[0]["trained_s"], other[0]["spent_s"], other[0]["restarts"]) == (30, 50, 0)
+
+
+def test_the_start_is_taken_apart(tmp_path, capsys):
+    """In the first record of each process, and on the terminal, whose last line is the goodput."""
+    with pytest.raises(KeyboardInterrupt):
+        train(Dummy(fail_at=3), CONFIG, tmp_path)
+    train(Dummy(), CONFIG, tmp_path)
+    found = records(tmp_path)
+    started = [record for record in found if "start_s" in record]
+    assert [record["step"] for record in started] == [1, 3]
+    for record in started:
+        parts = ("import", "devices", "model", "restore", "data", "trace", "compile", "step")
+        seconds = [record[f"start_{part}_s"] for part in parts]
+        assert min(seconds) >= 0.0
+        assert record["start_s"] == pytest.approx(sum(seconds))
+        assert record["start_cached"] >= 0.0
+    for before, after in itertools.pairwise(found):
+        assert after["trained_s"] > before["trained_s"]
+        assert after["spent_s"] > before["spent_s"]
+        assert 0.0 < after["goodput"] < 1.0
+    assert [record["restarts"] for record in found] == [0, 0, 1, 1]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("first step after ") for line in lines) == 2
+    assert re.fullmatch(
+        r"goodput [\d.]+%: \d+ of \d+ s were steps that count \(1 restarts\)", lines[-1]
+    )
 
 
 class Scored(Validation):

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ _DESCRIPTION = """\
 Compile the training step of a configuration for a TPU topology, with libtpu (pip install
 'sammi_jax[tpu]') on this machine's CPU. Reports the memory a chip, FLOPs, collectives, and an
 estimate of the step's time by part; docs/pods.md explains the numbers. Weights, data and a TPU are
-not needed. The batch size is that of all chips together."""
+not needed. The batch size is that of all chips together, the topology that of each slice."""
 _EPILOG = """\
 example:
-  sammi compile --config sammi_vitb16 --topology v5e:4x4 --grid 1,4x32,64"""
+  sammi compile --config sammi_vitb16 --topology v5e:4x4 --grid 1,4x32,64
+  sammi compile --config sammi_vitb16 --topology v5e:16x16 --set mesh.slices=2 \\
+    --set batch_size=512"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -104,13 +107,20 @@ def _table(results: Sequence["Compiled"]) -> str:
                 (f"{1e3 * r.compute_s:.1f} + {1e3 * r.link_s:.1f}", f"{1e3 * r.estimated_s:.1f}")
             )
             mfu = f"{100 * r.mfu:.1f}%"
-            kinds = (f"{kind} {count / 2**20:.1f}" for kind, count in r.cost.sent.most_common())
-            sent = ", ".join(kinds) or "none"
+            sent = _sent(r.cost.sent)
+            if r.slices > 1:
+                sent = f"ICI: {sent}; DCN: {_sent(r.cost.sent_dcn)}"
+        pod = f"{r.slices} x {r.topology}" if r.slices > 1 else r.topology
         lines.append(
-            f"| {r.topology} | {r.chips} | {r.mesh[0]} x {r.mesh[1]} | {r.batch_size} | {size} | "
+            f"| {pod} | {r.chips} | {r.mesh[0]} x {r.mesh[1]} | {r.batch_size} | {size} | "
             f"{r.model_flops / 1e12:.2f} | {time} | {mfu} | {sent} |"
         )
     return "\n".join(lines)
+
+
+def _sent(count: Counter[str]) -> str:
+    """Bytes of each kind of collective, in MiB."""
+    return ", ".join(f"{kind} {n / 2**20:.1f}" for kind, n in count.most_common()) or "none"
 
 
 def _details(result: "Compiled") -> str:
@@ -121,6 +131,12 @@ def _details(result: "Compiled") -> str:
         f"Estimated arithmetic of {result.topology}, fsdp {result.mesh[1]}, "
         f"batch {result.batch_size}, by part:",
     ]
+    if result.slices > 1:
+        lines.insert(
+            1,
+            f"Collectives: {1e3 * result.ici_s:.1f} ms inside the slices (ICI), "
+            f"{1e3 * result.dcn_s:.1f} ms between them (DCN).",
+        )
     for part, seconds in result.parts_s.items():
         share = seconds / result.compute_s
         lines.append(f"  {part:24s}{1e3 * seconds:10.2f} ms {100 * share:5.1f}%")

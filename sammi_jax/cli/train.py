@@ -51,11 +51,13 @@ def _train(args: argparse.Namespace) -> str:
     """Where the trained model is."""
     import logging
 
+    import psutil
+
     from sammi_jax.config.files import load_config
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
     config = load_config(args.config, args.set)
-    folder = train(make_task(config), config, args.workdir)
+    folder = train(make_task(config), config, args.workdir, psutil.Process().create_time())
     return f"trained model: {os.path.relpath(folder)}"

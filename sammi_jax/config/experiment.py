@@ -51,7 +51,10 @@ class OptimConfig:
 class MeshConfig:
     """Devices as a grid: batches are split over both axes, large parameters over ``fsdp``."""
 
-    fsdp: int = 1  # must divide the number of devices; the other axis takes the rest
+    fsdp: int = 1  # must divide the devices of a slice; the other axis takes the rest
+    # TPU slices, or GPU nodes, that are joined by a slower network only (DCN): what is sharded by
+    # ``fsdp`` stays inside one, and only gradients are summed over all.
+    slices: int = 1
 
 
 @dataclass(frozen=True)

@@ -22,18 +22,35 @@ MIN_SHARDED_BYTES = 4 * 2**20  # smaller parameters are cheaper to replicate tha
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh ``(data, fsdp)`` over ``devices``, which may be described only; None: all there are.
 
+    Of several slices each is a block of rows: ``fsdp`` lies inside a slice, ``data`` goes over all.
+
     Raises:
-        SammiError: ``fsdp`` does not divide the number of devices.
+        SammiError: ``fsdp`` does not divide the number of a slice's devices, or the devices are not
+            in ``slices`` slices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
+    count, slices = len(devices), config.slices
+    # A GPU's slice is its node. A CPU knows none: there each process counts as one.
+    by_process = not hasattr(devices[0], "slice_index")
+    found = len({d.process_index if by_process else d.slice_index for d in devices})
+    flat = by_process or devices[0].platform != "tpu"  # may be taken for one slice
+    if found != slices and not (flat and slices == 1):
+        what = "processes" if by_process else "slices"
+        raise SammiError(f"mesh.slices={slices}, but the {count} devices are in {found} {what}")
+    count //= slices
     if config.fsdp < 1 or count % config.fsdp:
-        raise SammiError(f"mesh.fsdp={config.fsdp} does not divide the {count} devices")
+        where = "" if slices == 1 else " of a slice"
+        raise SammiError(f"mesh.fsdp={config.fsdp} does not divide the {count} devices{where}")
     # As jax.make_mesh, which raises an error on some TPUs where an axis of the mesh is not an axis
     # of the pod, such as fsdp=2 on v6e:4x4.
-    grid = mesh_utils.create_device_mesh(
-        (count // config.fsdp, config.fsdp), devices, allow_split_physical_axes=True
-    )
+    shape = (count // config.fsdp, config.fsdp)
+    if slices == 1:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            shape, (slices, 1), devices, process_is_granule=by_process,
+            allow_split_physical_axes=True,
+        )  # fmt: skip
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -50,18 +50,20 @@ class Chip:
             and 16 units of 128 x 128) make up the peak.
         link: bytes/s that it sends over all its links together: half of the bandwidth published
             for both directions.
+        dcn: bytes/s of the data center network, as published for a chip or, divided, for a pod.
     """
 
     peak: float
     hbm: int
     clock: float
     link: float
+    dcn: float
 
 
 CHIPS = {
-    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 1.50e9, 200e9),
-    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 1.75e9, 600e9),
-    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1.75e9, 400e9),
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 1.50e9, 200e9, 3.125e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 1.75e9, 600e9, 6.25e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1.75e9, 400e9, 12.5e9),
 }
 # Names that the models and the step give with jax.named_scope.
 PARTS = (
@@ -83,8 +85,9 @@ class Compiled:
     """What the compiler reports of one step; bytes and times are those of one chip.
 
     Attributes:
-        topology: as given to `compile_step`.
-        chips: their number.
+        topology: of a slice, as given to `compile_step`.
+        slices: their number.
+        chips: of all slices.
         mesh: (data, fsdp).
         batch_size: images a step, over all chips.
         trainable: number of parameters that train.
@@ -99,6 +102,7 @@ class Compiled:
     """
 
     topology: str
+    slices: int
     chips: int
     mesh: tuple[int, int]
     batch_size: int
@@ -132,9 +136,19 @@ class Compiled:
         return sum(self.parts_s.values())
 
     @property
-    def link_s(self) -> float:
-        """Seconds of collectives, if all links of a chip were used all the time."""
+    def ici_s(self) -> float:
+        """Seconds of collectives in a slice, if all links of a chip were used all the time."""
         return self.cost.sent.total() / self.chip.link if self.cost else 0.0
+
+    @property
+    def dcn_s(self) -> float:
+        """Seconds of collectives between slices, if a chip's share of the network were used."""
+        return self.cost.sent_dcn.total() / self.chip.dcn if self.cost else 0.0
+
+    @property
+    def link_s(self) -> float:
+        """Seconds of all collectives, one after the other."""
+        return self.ici_s + self.dcn_s
 
     @property
     def estimated_s(self) -> float | None:
@@ -156,7 +170,8 @@ def compile_step(config: TrainConfig, topology: str) -> Compiled:
 
     Args:
         config: the experiment; its mesh and its batch size are those of all chips.
-        topology: such as ``v5e:4x4``: a chip of `CHIPS` and the pod's shape.
+        topology: such as ``v5e:4x4``: a chip of `CHIPS` and the shape of a slice, of which there
+            are ``config.mesh.slices``.
 
     Raises:
         SammiError: it is no segmentation experiment, libtpu is missing, the topology is unknown, or
@@ -164,7 +179,8 @@ def compile_step(config: TrainConfig, topology: str) -> Compiled:
     """
     if not isinstance(config.task, SegmentConfig):
         raise SammiError("only segmentation experiments can be compiled for a pod")
-    devices = describe_topology(topology)
+    slices = config.mesh.slices
+    devices = describe_topology(topology, slices)
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     step, state, batch = abstract_step(config, config.task, mesh)
@@ -175,6 +191,7 @@ def compile_step(config: TrainConfig, topology: str) -> Compiled:
         memory, cost = _compile(jax.jit(step, donate_argnums=0).lower(state, batch))
     return Compiled(
         topology,
+        slices,
         len(devices),
         (mesh.shape[AXES[0]], mesh.shape[AXES[1]]),
         config.batch_size,
@@ -220,8 +237,8 @@ def _chip_bytes(tree: Any) -> int:
     )
 
 
-def describe_topology(name: str) -> list[Any]:
-    """The devices of a TPU pod, which need not exist.
+def describe_topology(name: str, slices: int = 1) -> list[Any]:
+    """The devices of one or several equal slices of TPUs, which need not exist.
 
     Raises:
         SammiError: libtpu is not installed, or does not know this topology.
@@ -234,9 +251,11 @@ def describe_topology(name: str) -> list[Any]:
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks Google Cloud where it runs
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is taken, so none is locked
-    bounds = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
+    options: dict[str, Any] = {} if chip == "v5p" else {"chips_per_host_bounds": (2, 2, 1)}
+    if slices > 1:
+        options["num_slices"] = slices
     try:
-        return list(topologies.get_topology_desc(name, platform="tpu", **bounds).devices)
+        return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
     except Exception as error:  # its type differs between versions of libtpu
         raise SammiError(
             f"{name}: cannot be described ({str(error).splitlines()[0]}); install libtpu "

@@ -11,7 +11,10 @@ What the sums contain:
 - ``cycles``: the estimates of libtpu's cost model (``estimated_cycles`` of an instruction). They
   cover arithmetic and the reads and writes of the instruction itself, but neither instructions
   without an estimate (small copies, scalars) nor the time to start an instruction.
-- ``sent``: bytes that each kind of collective sends, as a ring over its group would (`_sent`).
+- ``sent``: bytes that each kind of collective sends, as a ring over its group would (`_sent`). With
+  several slices these are the collectives inside a slice, over ICI.
+- ``sent_dcn``: the same of the collectives between slices. In the program they are pairs of
+  ``send`` and ``recv`` by which a chip gives its part to libtpu's MegaScale runtime.
 - ``copied``: bytes of the asynchronous copies between HBM and the on-chip memory. They run in
   parallel with arithmetic and are not part of ``cycles``.
 """
@@ -57,13 +60,15 @@ class Cost:
 
     Attributes:
         cycles: by part of the model.
-        sent: bytes by kind of collective.
+        sent: bytes by kind of collective inside a slice.
+        sent_dcn: bytes by kind of collective between slices.
         copied: bytes.
         unknown_loops: loops of an unknown number of iterations, counted as one iteration.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
+    sent_dcn: Counter[str] = field(default_factory=Counter)
     copied: int = 0
     unknown_loops: int = 0
 
@@ -71,6 +76,7 @@ class Cost:
         """Add another cost so many times."""
         self.cycles.update({key: times * value for key, value in other.cycles.items()})
         self.sent.update({key: times * value for key, value in other.sent.items()})
+        self.sent_dcn.update({key: times * value for key, value in other.sent_dcn.items()})
         self.copied += times * other.copied
         self.unknown_loops += other.unknown_loops
 
@@ -149,6 +155,11 @@ class _Walk:
             start = self.computations[within].get(item.find(r"^%?([\w.\-]+)") or "", item)
             asked = start if item.opcode.endswith("-done") else item
             total.sent[kind] += _sent(kind, _shape_bytes(item.shape), self._group(asked))
+        elif item.opcode == "send" and "xla_megascale_runtime" in item.rest:
+            kind = (item.find(r'_transfer_type="(\w+)"') or OTHER).lower().replace("_", "-")
+            slices = (item.find(r'_megascale_target="\{([\d,]+)\}') or "").count(",") + 1
+            given = _shape_bytes(item.shape.partition("}")[0])  # the rest is the transfer's own
+            total.sent_dcn[kind] += _sent_dcn(kind, given, slices)
         elif item.opcode in ("copy-done", "slice-done"):
             total.copied += _shape_bytes(item.shape)
         total.cycles[part] += int(item.find(r'"estimated_cycles":"(\d+)"') or 0)
@@ -198,3 +209,10 @@ def _sent(kind: str, result: int, group: int) -> int:
     if kind == "collective-permute":
         return result
     return (2 if kind == "all-reduce" else 1) * result * (group - 1) // group
+
+
+def _sent_dcn(kind: str, given: int, slices: int) -> int:
+    """Bytes that a chip sends around a ring of so many slices, for what it gives of its own."""
+    if kind == "all-gather":
+        return given * (slices - 1)
+    return (2 if kind == "all-reduce" else 1) * given * (slices - 1) // slices

@@ -23,6 +23,7 @@ from sammi_jax.parallel.mesh import make_mesh, replicated
 from sammi_jax.parallel.run import PreemptedError
 from sammi_jax.training.checkpoint import Checkpoints
 from sammi_jax.training.flops import count_flops
+from sammi_jax.training.goodput import Startup
 from sammi_jax.training.guard import Guard
 from sammi_jax.training.metrics_log import LOG_FILE, Log, read_log
 from sammi_jax.training.optim import make_optimizer
@@ -44,8 +45,14 @@ MODEL_FOLDER, BEST_FOLDER = "model", "best"
 CURVES_FILE = "curves.png"
 
 
-def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
+def train(task: Task, config: TrainConfig, workdir: Path, began: float | None = None) -> Path:
     """Train to ``config.steps``, resuming where ``workdir`` holds checkpoints.
+
+    Args:
+        task: what is trained.
+        config: the experiment.
+        workdir: for checkpoints, log and models.
+        began: when the process began, in seconds since the epoch, for the log; None: now.
 
     Returns:
         The model folder that was written, ``workdir/model``; with ``config.validation`` the best
@@ -56,14 +63,24 @@ def train(task: Task, config: TrainConfig, workdir: Path) -> Path:
             damaged, or the loss exploded.
         PreemptedError: SIGTERM or a Ctrl-C came; the state is saved.
     """
-    run = _Run(task, config, workdir)
+    with closing(Startup(began)) as startup:
+        startup.mark("import")
+        return _train(task, config, workdir, startup)
+
+
+def _train(task: Task, config: TrainConfig, workdir: Path, startup: Startup) -> Path:
+    run = _Run(task, config, workdir, startup)
     _claim(workdir, config)
     with jax.set_mesh(run.mesh), Preemption() as preemption:
+        startup.mark("devices")
         validation = Validation(task, config, run.mesh, workdir)
         state = run.new_state()
+        startup.mark("model")
         with closing(Checkpoints(workdir, config.keep, state.frozen)) as checkpoints:
             finished = checkpoints.latest_step == config.steps
-            last = run.to_end(checkpoints.restore(state), validation, checkpoints, preemption)
+            restored = checkpoints.restore(state)
+            startup.mark("restore")
+            last = run.to_end(restored, validation, checkpoints, preemption)
             best = checkpoints.best(last) if config.validation else None
         if jax.process_index() == 0 and not finished:
             draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
@@ -100,8 +117,9 @@ class _Run:
         mesh: the devices.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, workdir: Path):
+    def __init__(self, task: Task, config: TrainConfig, workdir: Path, startup: Startup):
         self._task, self._config, self._workdir = task, config, workdir
+        self._startup = startup
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulate)
         self._lr_scales = {path: task.lr_scale(path) for path in trainable_paths(task)}
@@ -122,7 +140,7 @@ class _Run:
         """Train and save; the state after the last step, once all is saved."""
         config, start, guard = self._config, int(state.step), Guard(self._config)
         with (
-            closing(Log(self._workdir, start, config, self._lr_scales)) as log,
+            closing(Log(self._workdir, start, config, self._lr_scales, self._startup)) as log,
             closing(self._steps(state, log)) as steps,
         ):
             log.say(describe(state))
@@ -172,6 +190,7 @@ class _Run:
 
         Compiled by hand: called as it is, jit compiles again for its own output.
         """
+        self._startup.mark("data")
         if log.wants_flops:
             log.flops = count_flops(self._step(self._task.without_remat()), state, batch)
         shardings = jax.tree.map(lambda array: array.sharding, state)
@@ -181,7 +200,12 @@ class _Run:
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
         )
-        return jitted.lower(state, batch).compile()
+        lowered = jitted.lower(state, batch)
+        self._startup.mark("trace")
+        program = lowered.compile()
+        self._startup.mark("compile")
+        log.restart()
+        return program
 
     def _step(self, rules: Rules) -> Step:
         loss = make_loss(rules, self._config.compute_dtype)

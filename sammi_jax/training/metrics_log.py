@@ -18,6 +18,7 @@ from sammi_jax.config.experiment import OptimConfig, TrainConfig
 from sammi_jax.errors import SammiError
 from sammi_jax.files import write_atomic
 from sammi_jax.training.flops import peak_flops
+from sammi_jax.training.goodput import Goodput, Startup
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class Log:
         start: the step that the run starts or resumes from.
         config: of the run.
         lr_scales: factor of the learning rate of every trainable parameter, by path.
+        startup: its parts so far. The first record has all of them, and ends it.
 
     Attributes:
         flops: of one step over all devices, for the MFU; None: no MFU.
@@ -59,10 +61,18 @@ class Log:
     """
 
     def __init__(
-        self, workdir: Path, start: int, config: TrainConfig, lr_scales: Mapping[str, float]
+        self,
+        workdir: Path,
+        start: int,
+        config: TrainConfig,
+        lr_scales: Mapping[str, float],
+        startup: Startup,
     ):
         self._main = jax.process_index() == 0
         self._file, self._board = None, None
+        past = read_log(workdir / LOG_FILE) if self._main else []
+        self._goodput, self._startup = Goodput(past, start, startup), startup
+        self._starting = True
         if self._main:
             self._file = _open_log(workdir / LOG_FILE, start)
             if config.tensorboard:
@@ -79,14 +89,15 @@ class Log:
             disable=not self._main,
         )
         self._step = start
-        self._restart()
+        self.restart()
 
     @property
     def wants_flops(self) -> bool:
         """Whether the MFU can be computed: the peak of this device is known."""
         return peak_flops() is not None
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Let the time of steps begin here."""
         self._began, self._waited = time.perf_counter(), 0.0
 
     def say(self, line: str) -> None:
@@ -114,6 +125,13 @@ class Log:
         values["images_per_s"] = steps * self._batch_size / seconds
         values["data_wait"] = self._waited / seconds
         values["peak_memory_gb"] = peak_memory() / 1e9
+        self._goodput.add(seconds)
+        if self._starting:
+            self._starting = False
+            self._startup.mark("step")
+            values |= self._startup.values()
+            self.say(self._startup.describe())
+        values |= self._goodput.values()
         text = f"loss {values['loss']:.4g}, {values['images_per_s']:.3g} images/s"
         peak = peak_flops()
         if self.flops is not None and peak is not None:
@@ -133,11 +151,13 @@ class Log:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
-        self._restart()
+        self.restart()
 
     def close(self) -> None:
-        """Close the bar and the files."""
+        """Close the bar and the files; say what share of the time trained what counts."""
         self._bar.close()
+        if not self._starting:
+            self.say(self._goodput.describe())
         if self._file is not None:
             self._file.close()
         if self._board is not None:

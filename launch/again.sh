@@ -1,0 +1,40 @@
+#!/bin/bash
+# Run a command, and run it again for as long as it exits with 75, which says that the same command
+# resumes (a save on SIGTERM, a lost process of the job):
+#
+#   launch/again.sh sammi train --config NAME --workdir DIR
+#
+# SIGTERM and Ctrl-C are passed on, and are the end. After SAMMI_MAX_RESTARTS (100) restarts it gives
+# up; before each it waits SAMMI_RESTART_WAIT (10) seconds.
+set -euo pipefail
+
+again=75
+max_restarts=${SAMMI_MAX_RESTARTS:-100}
+child=
+asked=
+# shellcheck disable=SC2329 # the trap calls it
+pass_on() {
+  asked=yes
+  if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
+}
+trap pass_on TERM INT
+
+for ((restarts = 0; ; restarts++)); do
+  "$@" &
+  child=$!
+  code=0
+  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
+    code=0
+    wait "$child" || code=$?
+  done
+  if ((code != again)) || [[ -n $asked ]]; then
+    exit "$code"
+  fi
+  if ((restarts >= max_restarts)); then
+    echo "$0: given up after $restarts restarts (SAMMI_MAX_RESTARTS)" >&2
+    exit "$code"
+  fi
+  echo "$0: exit code $again, restart $((restarts + 1))" >&2
+  sleep "${SAMMI_RESTART_WAIT:-10}"
+done
