@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sammi_jax.object_store import as_path
+
 if TYPE_CHECKING:
     from sammi_jax.weights.model_folder import Stored
 
@@ -23,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "path",
         metavar="DIR",
-        type=Path,
+        type=as_path,
         help="a model folder, or a checkpoint file or folder; or ORG/NAME of the Hugging Face Hub",
     )
     parser.set_defaults(run=run)
