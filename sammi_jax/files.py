@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from sammi_jax import object_store
 from sammi_jax.errors import SammiError, one_line
@@ -162,7 +162,10 @@ def file_sizes(folder: AnyPath) -> dict[AnyPath, int]:
 
 
 def local_copy(
-    path: AnyPath, *, depth: int | None = None, wanted: Callable[[str], bool] = lambda name: True
+    path: AnyPath,
+    *,
+    depth: Literal[1] | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> Path:
     """The path itself; of one in a bucket its copy in the cache of this machine.
 

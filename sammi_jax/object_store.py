@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from etils import epath
 
@@ -117,7 +117,7 @@ class Stored:
     version: str  # changes with its content
 
 
-def list_objects(path: AnyPath, depth: int | None = None) -> dict[str, Stored]:
+def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, Stored]:
     """The objects under a path of a bucket by their names below it; of an object itself: ``""``.
 
     Args:
@@ -129,15 +129,19 @@ def list_objects(path: AnyPath, depth: int | None = None) -> dict[str, Stored]:
     """
     with bucket_errors(path):
         try:
-            found = _files(path).find(str(path), maxdepth=depth, detail=True)
+            if depth == 1:  # s3fs.find with a depth says that there is nothing if access is denied
+                found = _files(path).ls(str(path), detail=True)
+            else:
+                found = _files(path).find(str(path), detail=True).values()
         except FileNotFoundError:
             return {}
     top = str(path).partition("://")[2].rstrip("/")
     objects = {}
-    for key, info in sorted(found.items()):
+    for info in sorted(found, key=lambda info: info["name"]):
+        key = info["name"]
+        if info["type"] == "directory" or key.endswith("/"):  # or an object that stands for one
+            continue
         name = key.removeprefix(top).lstrip("/")
-        if name.endswith("/") or (not name and info.get("type") == "directory"):
-            continue  # an object that stands for a folder
         if ".." in PurePosixPath(name).parts:
             raise SammiError(f"{path}: holds an object named {name!r}, which is no file name")
         version = str(info.get("etag") or info.get("ETag") or info.get("generation"))
@@ -302,7 +306,8 @@ _NETWORK = {
 }
 _UNAUTHENTICATED = re.compile(
     r"UNAUTHENTICATED|Invalid Credentials|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch"
-    r"|Anonymous caller|HTTP (response )?(status )?(code )?:? ?401"
+    r"|Anonymous caller|Bad Request"  # S3's answer to a HEAD with an expired token has no more text
+    r"|HTTP (response )?(status )?(code )?:? ?401"
 )
 _FORBIDDEN = re.compile(r"Forbidden: |PERMISSION_DENIED|AccessDenied|Access Denied|\b403\b")
 _UNREACHABLE = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|CURL error")

@@ -3,10 +3,9 @@
 import argparse
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sammi_jax.object_store import as_path
+from sammi_jax.object_store import AnyPath, as_path
 
 if TYPE_CHECKING:
     from sammi_jax.weights.model_folder import Stored
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_folder(path: Path) -> Iterable[str]:
+def _model_folder(path: AnyPath) -> Iterable[str]:
     from sammi_jax.weights.model_folder import describe
 
     found = describe(path)
@@ -59,7 +58,7 @@ def _model_folder(path: Path) -> Iterable[str]:
     yield from _tensors(found.tensors, "/")
 
 
-def _checkpoint(path: Path) -> Iterable[str]:
+def _checkpoint(path: AnyPath) -> Iterable[str]:
     from sammi_jax.convert.families import family_of
     from sammi_jax.convert.torch_file import read_tensors
     from sammi_jax.weights.model_folder import Stored

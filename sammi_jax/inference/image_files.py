@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import local_copy, walk_files
-from sammi_jax.object_store import PathLike, as_path, is_bucket
+from sammi_jax.object_store import PathLike, as_path
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff",
@@ -36,7 +36,11 @@ def find_images(arguments: Sequence[PathLike]) -> list[ImageFile]:
         SammiError: a folder or pattern without images, or images whose results would still
             overwrite each other.
     """
-    arguments = [local_copy(as_path(a)) if is_bucket(a) else a for a in arguments]
+    places = [as_path(argument) for argument in arguments]
+    arguments = [
+        argument if isinstance(place, Path) else local_copy(place)
+        for argument, place in zip(arguments, places, strict=True)
+    ]
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     found: dict[Path, str] = {}  # an image that is named twice is segmented once
     for argument in arguments:
