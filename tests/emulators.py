@@ -100,13 +100,14 @@ class Line:
     Args:
         target: the other port.
         until: the line is cut at the first request that holds these bytes.
+        answer: instead, every such request gets these bytes, and the line stays.
 
     Attributes:
         was_cut: set when it is cut for the first time.
     """
 
-    def __init__(self, target, until):
-        self._target, self._until = target, until
+    def __init__(self, target, until, answer=None):
+        self._target, self._until, self._answer = target, until, answer
         self.was_cut, self._is_cut = threading.Event(), False
         self._sockets = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -136,7 +137,10 @@ class Line:
         with suppress(OSError):
             while content := source.recv(1 << 16):
                 if self._until is not None and self._until in content:
-                    self._hang_up()
+                    if self._answer is None:
+                        self._hang_up()
+                    else:
+                        source.sendall(self._answer)
                     return
                 to.sendall(content)
             to.shutdown(socket.SHUT_WR)

@@ -14,7 +14,7 @@ from tokenizers import models, pre_tokenizers
 
 from sammi_jax.convert.api import read_source
 from sammi_jax.files import local_copy
-from sammi_jax.object_store import as_path, list_objects
+from sammi_jax.object_store import as_path, list_objects, remove
 from sammi_jax.text.tokenizer import END, START, Tokenizer
 from sammi_jax.training.checkpoint import checkpoint_steps
 from sammi_jax.weights.model_folder import write_model
@@ -219,3 +219,41 @@ def test_a_network_that_comes_back(tmp_path, config, store):
     assert code == 0, text
     line.close()
     assert_equal_runs(local_copy(as_path(f"gs://{BUCKET}/run")), tmp_path / "run")
+
+
+def test_a_right_that_is_lost_within_a_save(tmp_path, config, store):
+    """One line, and the run resumes once it has the right again."""
+    train = ("train", "--workdir", f"gs://{BUCKET}/run", *PLAIN)
+    Machine(tmp_path / "straight", config, store).run(
+        "train", "--workdir", tmp_path / "run", *PLAIN
+    )
+    forbidden = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    line = Line(store, until=b"checkpoints%2F6%2Fstate%2Focdbt", answer=forbidden)
+    (code,), (text,) = finish(Machine(tmp_path / "lost", config, line.port).start(*train))
+    line.close()
+    assert code == 1, text
+    assert "access to the bucket is denied" in text.strip().splitlines()[-1]
+    assert "Traceback" not in text
+    workdir = as_path(f"gs://{BUCKET}/run")
+    assert checkpoint_steps(workdir)[-1] == 4
+    Machine(tmp_path / "again", config, store).run(*train)
+    assert_equal_runs(local_copy(workdir), tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_moved_away(tmp_path, config, store):
+    workdir = as_path(f"gs://{BUCKET}/run")
+    train = ("train", "--workdir", str(workdir), *PLAIN)
+    machine = Machine(tmp_path / "machine", config, store)
+    finish(machine.start(*train, before=signal_at(9, "SIGKILL")))
+    last = checkpoint_steps(workdir)[-1]
+    for name in list_objects(workdir / "checkpoints" / str(last)):
+        if "/d/" in name:
+            remove(workdir / "checkpoints" / str(last) / name)
+    (code,), (text,) = finish(machine.start(*train))
+    assert code == 0, text
+    assert f"checkpoints/{last}: damaged" in text
+    assert list_objects(workdir / "checkpoints-damaged" / str(last))
+    Machine(tmp_path / "straight", config, store).run(
+        "train", "--workdir", tmp_path / "run", *PLAIN
+    )
+    assert_equal_runs(local_copy(workdir), tmp_path / "run")
