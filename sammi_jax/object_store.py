@@ -28,6 +28,7 @@ PathLike: TypeAlias = str | os.PathLike[str]
 
 UNFINISHED = ".sammi-unfinished"
 
+_SECONDS_A_REQUEST = 300  # gcsfs sends large files in parts of 50 MB
 _CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # package, and our extra that brings it
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 _COLLAPSED = re.compile(r"(gs|s3):/(?=[^/])")  # what pathlib makes of a URL
@@ -303,6 +304,7 @@ _NETWORK = {
     "aiohttp.client_exceptions.ClientError",
     "requests.exceptions.RequestException",
     "botocore.exceptions.HTTPClientError",
+    "builtins.TimeoutError",
 }
 _UNAUTHENTICATED = re.compile(
     r"UNAUTHENTICATED|Invalid Credentials|ExpiredToken|InvalidAccessKeyId|SignatureDoesNotMatch"
@@ -322,5 +324,11 @@ def _files(path: AnyPath) -> Any:
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
+    options: dict[str, Any] = {}
+    if scheme == "gs":
+        import aiohttp
+
+        # gcsfs has no limit of its own: where a network falls silent it would wait for ever.
+        options["requests_timeout"] = aiohttp.ClientTimeout(total=_SECONDS_A_REQUEST)
     # Other processes write to the same bucket: a list that is kept would be old.
-    return fsspec.filesystem(scheme, use_listings_cache=False)
+    return fsspec.filesystem(scheme, use_listings_cache=False, **options)

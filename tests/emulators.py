@@ -130,17 +130,19 @@ class Line:
                     continue
                 far = socket.create_connection(("127.0.0.1", self._target))
                 self._sockets += [near, far]
-                for source, to in ((near, far), (far, near)):
-                    threading.Thread(target=self._carry, args=(source, to), daemon=True).start()
+                for ends in ((near, far, True), (far, near, False)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
 
-    def _carry(self, source, to):
+    def _carry(self, source, to, is_request):
         with suppress(OSError):
             while content := source.recv(1 << 16):
-                if self._until is not None and self._until in content:
+                if is_request and self._until is not None and self._until in content:
                     if self._answer is None:
                         self._hang_up()
                     else:
                         source.sendall(self._answer)
+                        while source.recv(1 << 16):  # the rest of the request
+                            pass
                     return
                 to.sendall(content)
             to.shutdown(socket.SHUT_WR)

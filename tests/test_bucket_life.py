@@ -19,7 +19,7 @@ from sammi_jax.text.tokenizer import END, START, Tokenizer
 from sammi_jax.training.checkpoint import checkpoint_steps
 from sammi_jax.weights.model_folder import write_model
 from tests.emulators import BUCKET, Line, google, use, variables
-from tests.processes import ROOT, assert_equal_runs, finish, signal_at
+from tests.processes import ROOT, assert_equal_runs, finish, free_port, signal_at
 
 STEPS = 12
 EXPERIMENT = f"""
@@ -257,3 +257,20 @@ def test_a_damaged_checkpoint_is_moved_away(tmp_path, config, store):
         "train", "--workdir", tmp_path / "run", *PLAIN
     )
     assert_equal_runs(local_copy(workdir), tmp_path / "run")
+
+
+def test_a_job_of_two_processes(tmp_path, config, store):
+    """Each process writes its part of a checkpoint; they share no folder."""
+    for place, workdir in (("disk", tmp_path / "run"), ("bucket", f"gs://{BUCKET}/run")):
+        job = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+        codes, texts = finish(
+            *(
+                Machine(tmp_path / f"{place}{index}", config, store).start(
+                    "train", "--workdir", workdir, *PLAIN, *job, "--process-id", str(index)
+                )
+                for index in range(2)
+            )
+        )
+        assert codes == [0, 0], texts
+    assert checkpoint_steps(as_path(f"gs://{BUCKET}/run")) == checkpoint_steps(tmp_path / "run")
+    assert_equal_runs(local_copy(as_path(f"gs://{BUCKET}/run")), tmp_path / "run")
