@@ -141,6 +141,7 @@ class Line:
                         self._hang_up()
                     else:
                         source.sendall(self._answer)
+                        to.shutdown(socket.SHUT_RDWR)  # the emulator serves one at a time
                         while source.recv(1 << 16):  # the rest of the request
                             pass
                     return
