@@ -54,7 +54,8 @@ def _train(args: argparse.Namespace) -> str:
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
+    # Orbax reports each of its steps, and with a traceback the errors that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = load_config(args.config, args.set)
     folder = train(make_task(config), config, args.workdir)
     return f"trained model: {shown(folder)}"
