@@ -1,13 +1,14 @@
 """Drawing of results: palettes, label maps, overlays, panels with legends, and curves."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sammi_jax.files import atomic_file
 from sammi_jax.images import stripes
+from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Float, Integer, NpArray, UInt8
 
 Colors = tuple[tuple[int, ...], ...]  # RGB of every class
@@ -143,7 +144,7 @@ def _with_legend(panel: Image.Image, entries: Sequence[tuple[str, tuple[int, ...
     return canvas
 
 
-def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
+def draw_curves(records: Sequence[dict[str, Any]], file: AnyPath) -> None:
     """Write a PNG with a panel for every loss and every mIoU in the records of a log."""
     names = sorted({name for record in records for name in record if _is_drawn(name)})
     if not names:  # the log was deleted
@@ -153,7 +154,8 @@ def draw_curves(records: Sequence[dict[str, Any]], file: Path) -> None:
     for row, name in enumerate(names):
         points = [(record["step"], record[name]) for record in records if name in record]
         _draw_curve(draw, row * HEIGHT, name, points)
-    image.save(file)
+    with atomic_file(file) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _is_drawn(name: str) -> bool:

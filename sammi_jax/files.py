@@ -1,19 +1,24 @@
-"""Files and folders: checked JSON, and writing atomically.
+"""Files and folders, here or in a bucket: checked JSON, and writing atomically.
 
 What is written atomically gets its name only when it is complete and on the disk. If the process is
-killed or the disk is full, what was there before stays.
+killed or the disk is full, what was there before stays. What goes to a bucket is written here first
+and then uploaded (`sammi_jax.object_store`); what comes from one is downloaded into a cache.
 """
 
+import hashlib
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Literal
 
+from sammi_jax import object_store
 from sammi_jax.errors import SammiError, one_line
+from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, as_path
 
 # Folders that file servers, archivers and notebooks leave beside a user's files.
 _LITTER = {"@eaDir", "__MACOSX", "lost+found"}
@@ -38,14 +43,14 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Raises:
         SammiError: not readable, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(object_store.read_bytes(path).decode("utf-8"))
     except (OSError, ValueError) as error:
         raise SammiError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
@@ -53,25 +58,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Write a value of JSON's types atomically, indented, in UTF-8."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     # A path that is not UTF-8 holds lone surrogates: "backslashreplace" writes JSON's escapes.
     write_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: AnyPath, content: str | bytes) -> None:
     """Write a file atomically, text as UTF-8; parent folders are created."""
+    content = content.encode() if isinstance(content, str) else content
+    if not isinstance(path, Path):
+        object_store.put(path, content)
+        return
     with atomic_file(path) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(content)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path``: the file written there replaces ``path`` at the end.
+def atomic_file(path: AnyPath) -> Iterator[Path]:
+    """A temporary path on this machine: the file written there replaces ``path`` at the end.
 
     On any error it is deleted instead. Parent folders are created.
     """
+    if not isinstance(path, Path):
+        with TemporaryDirectory(prefix="sammi-") as folder:
+            yield Path(folder, path.name)
+            object_store.put(path, Path(folder, path.name))
+        return
     temporary = _temporary_sibling(path)
     try:
         yield temporary
@@ -83,11 +97,23 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that is renamed to it at the end.
+def atomic_folder(folder: AnyPath, marker: str) -> Iterator[Path]:
+    """A temporary folder on this machine that becomes ``folder`` at the end.
 
-    On any error it is deleted instead. ``folder`` must be absent or empty; its parents are created.
+    On any error it is deleted instead. ``folder`` must be free (`check_destination`); its parents
+    are created.
+
+    Args:
+        folder: on this machine or in a bucket.
+        marker: the file that every reader requires: it is uploaded last.
     """
+    if not isinstance(folder, Path):
+        with TemporaryDirectory(prefix="sammi-") as parent:
+            temporary = Path(parent, folder.name)
+            temporary.mkdir()
+            yield temporary
+            upload_folder(temporary, folder, marker)
+        return
     temporary = _temporary_sibling(folder)
     temporary.mkdir()
     try:
@@ -96,6 +122,123 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def upload_folder(source: Path, folder: AnyPath, marker: str) -> None:
+    """Upload a complete folder; what an upload that was cut off left there is deleted first.
+
+    Args:
+        source: on this machine.
+        folder: in a bucket, free (`check_destination`).
+        marker: the file that every reader requires: it is uploaded last.
+
+    Raises:
+        SammiError: the bucket cannot be written to; the folder then counts as unfinished.
+    """
+    left = object_store.list_objects(folder)
+    object_store.put(folder / UNFINISHED, b"")
+    for name in left:
+        if name != UNFINISHED:
+            object_store.remove(folder / name)
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda path: (path == source / marker, path)):
+        object_store.put(folder / file.relative_to(source).as_posix(), file)
+    object_store.remove(folder / UNFINISHED)
+
+
+def is_complete(folder: AnyPath) -> bool:
+    """Whether a folder exists, and no upload into it was cut off."""
+    return object_store.exists(folder) and (
+        isinstance(folder, Path) or not object_store.exists(folder / UNFINISHED)
+    )
+
+
+def file_sizes(folder: AnyPath) -> dict[AnyPath, int]:
+    """The files directly in a folder, ordered, and their bytes."""
+    if isinstance(folder, Path):
+        return {path: path.stat().st_size for path in sorted(folder.iterdir())}
+    found = object_store.list_objects(folder, depth=1)
+    return {folder / name: stored.size for name, stored in found.items()}
+
+
+def local_copy(
+    path: AnyPath,
+    *,
+    depth: Literal[1] | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Path:
+    """The path itself; of one in a bucket its copy in the cache of this machine.
+
+    What is in the cache already is not downloaded again. A changed object gets another copy.
+
+    Args:
+        path: of a file or folder.
+        depth: 1 for the files directly in the folder; None for all below it.
+        wanted: which files, by their names below ``path``.
+
+    Raises:
+        SammiError: there is no such object, the folder is not complete, the bucket cannot be read,
+            or the disk is full.
+    """
+    if isinstance(path, Path):
+        return path
+    found = object_store.list_objects(path, depth)
+    if not found:
+        bucket = "/".join(str(path).split("/")[:3])
+        raise SammiError(f"{path}: no such file or folder in the bucket {bucket}")
+    if UNFINISHED in found:
+        raise SammiError(f"{path}: is not complete; run the command that writes it again")
+    key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
+    top = _cache_folder() / key / path.name
+    for name, stored in found.items():
+        file = top / name
+        if wanted(name) and not (file.is_file() and file.stat().st_size == stored.size):
+            with atomic_file(file) as temporary:
+                object_store.get(path / name if name else path, temporary)
+    return top
+
+
+def staging_folder(folder: AnyPath) -> Path:
+    """Where on this machine a large folder of a bucket is made, before it is uploaded.
+
+    It is the same in every call, so that what was interrupted can be resumed.
+    """
+    key = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+    return _cache_folder() / f"{key}.partial" / folder.name
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "sammi_jax", "buckets")
+
+
+class AppendedFile:
+    """A text file to which lines are added; each is on the disk, or in the bucket, at once.
+
+    In a bucket, where nothing can be added to an object, the whole file is written each time.
+    """
+
+    def __init__(self, path: AnyPath):
+        self._path, self._text = path, ""
+        self._file: IO[str] | None = None
+        if isinstance(path, Path):
+            self._file = path.open("a")
+        elif object_store.exists(path):
+            self._text = object_store.read_bytes(path).decode()
+
+    def write(self, line: str) -> None:
+        """Add a line."""
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+        else:
+            self._text += line
+            object_store.put(self._path, self._text.encode())
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
 
 
 def rename_folder(temporary: Path, folder: Path) -> None:
@@ -123,15 +266,23 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_destination(folder: str | Path) -> Path:
+def check_destination(folder: PathLike) -> AnyPath:
     """The absolute path of a folder that is to be created.
 
+    In a bucket a folder is also free where an upload into it was cut off.
+
     Raises:
-        SammiError: something is there already, other than an empty folder.
+        SammiError: something is there already, other than an empty folder; or the bucket cannot be
+            read.
     """
-    folder = Path(folder).expanduser().absolute()
-    if folder.is_dir() and not any(folder.iterdir()):
-        return folder
-    if folder.exists() or folder.is_symlink():
+    folder = object_store.absolute(as_path(folder))
+    if not isinstance(folder, Path):
+        found = object_store.list_objects(folder)
+        is_free = not found or UNFINISHED in found
+    elif folder.is_dir():
+        is_free = not any(folder.iterdir())
+    else:
+        is_free = not (folder.exists() or folder.is_symlink())
+    if not is_free:
         raise SammiError(f"{folder}: exists already; name a new folder or remove it first")
     return folder

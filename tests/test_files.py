@@ -93,11 +93,11 @@ def test_json_that_cannot_be_used(tmp_path, content, message):
 def test_a_folder_appears_complete_and_replaces_an_empty_one(tmp_path):
     folder = tmp_path / "new"
     folder.mkdir()
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, "marker.txt") as temporary:
         (temporary / "a").write_text("1")
         assert list(folder.iterdir()) == []
     assert [path.name for path in folder.iterdir()] == ["a"]
-    with pytest.raises(OSError, match="not empty"), atomic_folder(folder):
+    with pytest.raises(OSError, match="not empty"), atomic_folder(folder, "marker.txt"):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 

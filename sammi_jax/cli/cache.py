@@ -2,9 +2,9 @@
 
 import argparse
 import time
-from pathlib import Path
 
 from sammi_jax.cli.options import add_config_arguments
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Run the frozen SAM's image encoder over the training set of a configuration. Training with --set
@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     add_config_arguments(parser)
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="the folder to write; must be new"
+        "--out", required=True, type=as_path, metavar="DIR", help="the folder to write; must be new"
     )
     parser.add_argument(
         "--dtype",

@@ -2,8 +2,9 @@
 
 import argparse
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
+
+from sammi_jax.object_store import AnyPath, as_path
 
 _DESCRIPTION = """\
 Make a model folder of a checkpoint.
@@ -49,26 +50,29 @@ def add_parser(subparsers: Any) -> None:
         "kind", choices=("clip", "sam", "catseg", "sammi"), help="the kind of model to make"
     )
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="a checkpoint, model folder or training run"
+        "source", metavar="SRC", type=as_path, help="a checkpoint, model folder or training run"
     )
-    parser.add_argument("destination", metavar="DST", type=Path, help="the model folder to make")
+    parser.add_argument("destination", metavar="DST", type=as_path, help="the model folder to make")
     parser.add_argument(
-        "--sam", metavar="DIR", type=Path, help="a SAM checkpoint or model folder; sammi needs it"
+        "--sam",
+        metavar="DIR",
+        type=as_path,
+        help="a SAM checkpoint or model folder; sammi needs it",
     )
     parser.add_argument(
-        "--clip", metavar="DIR", type=Path, help="a folder with CLIP's tokenizer files"
+        "--clip", metavar="DIR", type=as_path, help="a folder with CLIP's tokenizer files"
     )
     parser.add_argument(
         "--tokenizer",
         metavar="FILE_OR_DIR",
-        type=Path,
+        type=as_path,
         help="CLIP's tokenizer.json or bpe_simple_vocab_16e6.txt.gz, or a folder with one of them "
         "or with vocab.json and merges.txt; default: the tokenizer in the folder of SRC",
     )
     parser.add_argument(
         "--templates",
         metavar="FILE",
-        type=Path,
+        type=as_path,
         help='for catseg and sammi: a text file with one prompt template a line, such as "a photo '
         'of a {}"; a checkpoint that was trained with several templates needs it',
     )
@@ -132,7 +136,7 @@ def _flags(fields: Iterable[str]) -> str:
     return ", ".join("--" + name.replace("_", "-") for name in fields)
 
 
-def _run_of_training(args: argparse.Namespace, workdir: Path, step: int | None) -> int:
+def _run_of_training(args: argparse.Namespace, workdir: AnyPath, step: int | None) -> int:
     others = (args.sam, args.clip, args.tokenizer, args.templates)
     others += tuple(getattr(args, name) for name in _CLIP_FIELDS)
     if any(others) or args.dtype != "float32":

@@ -1,10 +1,10 @@
 """``sammi datasets``: list, prepare and examine data sets."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import AnyPath, as_path, exists, local_path
 
 if TYPE_CHECKING:
     from sammi_jax.data.prepare.layout import Layout
@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> None:
     )
     prepare.add_argument("name", metavar="NAME", help="of 'sammi datasets list'")
     prepare.add_argument(
-        "--source", metavar="DIR", type=Path, required=True, help="the owner's files"
+        "--source", metavar="DIR", type=local_path, required=True, help="the owner's files"
     )
     prepare.add_argument(
         "--split",
@@ -70,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
         action.add_argument(
             "--data-dir",
             metavar="DIR",
-            type=Path,
+            type=as_path,
             required=action is prepare,
             help="folder of the prepared sets",
         )
@@ -83,7 +83,7 @@ def add_parser(subparsers: Any) -> None:
     draw.add_argument("name", metavar="NAME", help="such as os48/train, os48/val_seen, os168/train")
     draw.add_argument("--count", metavar="N", type=int, required=True, help="the first N scenes")
     draw.add_argument(
-        "--out", metavar="DIR", type=Path, required=True, help="the folder to write; must be new"
+        "--out", metavar="DIR", type=as_path, required=True, help="the folder to write; must be new"
     )
     draw.set_defaults(run=_draw)
 
@@ -148,7 +148,7 @@ def _show(args: argparse.Namespace) -> int:
         )
     _print_set(get_vocabulary(args.name), get_layout(args.name))
     folder = args.data_dir and prepared_folder(args.data_dir, args.name)
-    if folder is None or not folder.is_dir():
+    if folder is None or not exists(folder):
         print(f"\nnot prepared{f' in {args.data_dir}' if args.data_dir else ''}")
         return 0
     return _examine_prepared(args.name, args.data_dir)
@@ -187,7 +187,7 @@ def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
     print("  texts     " + "; ".join(vocabulary.texts))
 
 
-def _examine_prepared(name: str, data_dir: Path) -> int:
+def _examine_prepared(name: str, data_dir: AnyPath) -> int:
     from sammi_jax.data.catalogue import find_prepared, open_dataset
     from sammi_jax.data.prepare.records import split_names
     from sammi_jax.files import read_json
@@ -203,7 +203,7 @@ def _examine_prepared(name: str, data_dir: Path) -> int:
     return max(codes)
 
 
-def _print_group(name: str, data_dir: Path) -> None:
+def _print_group(name: str, data_dir: AnyPath) -> None:
     """Print the mean over the tasks of a group: PAXRay-4 is published as that of its four tasks."""
     from sammi_jax.data.catalogue import open_dataset
     from sammi_jax.data.prepare.doctor import examine
@@ -214,7 +214,7 @@ def _print_group(name: str, data_dir: Path) -> None:
     tasks = tasks_of(name)
     if len(tasks) == 1:
         return
-    there = [task for task in tasks if prepared_folder(data_dir, task).is_dir()]
+    there = [task for task in tasks if exists(prepared_folder(data_dir, task))]
     column = get_vocabulary(name).column
     if len(there) < len(tasks):
         print(f"\n{column}: {len(there)} of its {len(tasks)} tasks are prepared")

@@ -1,7 +1,6 @@
 """``sammi eval``: evaluate a model folder on data sets."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from sammi_jax.cli.options import (
@@ -11,6 +10,7 @@ from sammi_jax.cli.options import (
     chosen_model,
 )
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Evaluate a CAT-Seg or SAM-MI model folder; a CLIP one zero-shot, by its cost map alone; or a
@@ -50,14 +50,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--data-dir",
         metavar="DIR",
-        type=Path,
+        type=as_path,
         help="where 'sammi datasets prepare' put its sets; the other kinds need none",
     )
     parser.add_argument(
         "--workdir",
         metavar="DIR",
         required=True,
-        type=Path,
+        type=as_path,
         help="for results.json, results.md and images; run again with the same one to resume",
     )
     add_job_arguments(parser)

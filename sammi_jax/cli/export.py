@@ -1,10 +1,10 @@
 """``sammi export``: a model as StableHLO programs that run without this package."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from sammi_jax.cli.options import add_model_argument, chosen_model
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Export a model with jax.export: text encoder and segmenter as StableHLO programs for several
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, which is new")
+    parser.add_argument("out", metavar="OUT", type=as_path, help="folder to write, which is new")
     add_model_argument(parser, "a CAT-Seg or SAM-MI model folder")
     parser.add_argument(
         "--platforms",
@@ -39,9 +39,10 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the folder and list its files."""
     from sammi_jax.export.folder import write_export
+    from sammi_jax.files import file_sizes
 
     platforms = [name.strip() for name in args.platforms.split(",") if name.strip()]
     folder = write_export(chosen_model(args), args.out, platforms)
-    for path in sorted(folder.iterdir()):
-        print(f"{path.stat().st_size:>13,} B  {path}")
+    for path, size in file_sizes(folder).items():
+        print(f"{size:>13,} B  {path}")
     return 0

@@ -3,8 +3,9 @@
 import argparse
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sammi_jax.object_store import AnyPath, as_path
 
 if TYPE_CHECKING:
     from sammi_jax.weights.model_folder import Stored
@@ -23,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "path",
         metavar="DIR",
-        type=Path,
+        type=as_path,
         help="a model folder, or a checkpoint file or folder; or ORG/NAME of the Hugging Face Hub",
     )
     parser.set_defaults(run=run)
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _model_folder(path: Path) -> Iterable[str]:
+def _model_folder(path: AnyPath) -> Iterable[str]:
     from sammi_jax.weights.model_folder import describe
 
     found = describe(path)
@@ -57,7 +58,7 @@ def _model_folder(path: Path) -> Iterable[str]:
     yield from _tensors(found.tensors, "/")
 
 
-def _checkpoint(path: Path) -> Iterable[str]:
+def _checkpoint(path: AnyPath) -> Iterable[str]:
     from sammi_jax.convert.families import family_of
     from sammi_jax.convert.torch_file import read_tensors
     from sammi_jax.weights.model_folder import Stored

@@ -31,6 +31,7 @@ from sammi_jax.cli import (
 )
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import bucket_errors
 from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
 
@@ -76,11 +77,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; wrong use leaves through ``SystemExit(2)``."""
     parser = make_parser()
-    args = parser.parse_args(argv)
-    if not hasattr(args, "run"):
-        parser.error("name a command; 'sammi --help' lists them")
     try:
-        with warnings.catch_warnings(), backend_errors():
+        args = parser.parse_args(argv)
+        if not hasattr(args, "run"):
+            parser.error("name a command; 'sammi --help' lists them")
+        with warnings.catch_warnings(), backend_errors(), bucket_errors():
             warnings.showwarning = _show_warning
             code = args.run(args)
         sys.stdout.flush()

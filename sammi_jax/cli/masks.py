@@ -6,6 +6,8 @@ from typing import Any
 
 from sammi_jax.cli.options import add_model_argument, chosen_model
 from sammi_jax.errors import SammiError, failure
+from sammi_jax.files import local_copy
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Find masks with SAM. Without a prompt, everything that a grid of points finds.
@@ -34,7 +36,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "images", nargs="+", metavar="IMAGE", help="image files, folders or patterns"
     )
     add_model_argument(parser, "a SAM model folder, or a SAM-MI, whose SAM is used")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--out", required=True, type=as_path, metavar="DIR", help="folder to write to"
+    )
     parser.add_argument(
         "--points",
         action="append",
@@ -46,7 +50,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--box", action="append", default=[], metavar="X0,Y0,X1,Y1", help="around one object"
     )
     parser.add_argument(
-        "--mask", type=Path, metavar="IMAGE", help="a rough mask of one object, not zero inside it"
+        "--mask",
+        type=as_path,
+        metavar="IMAGE",
+        help="a rough mask of one object, not zero inside it",
     )
     parser.add_argument(
         "--grid", type=int, metavar="N", help="points along a side, without a prompt; default: 32"
@@ -113,7 +120,7 @@ def _prompts(args: argparse.Namespace) -> dict[str, Any]:
     if args.box:
         found["boxes"] = [_numbers("--box", text, (4,)) for text in args.box]
     if args.mask is not None:
-        found["masks"] = args.mask
+        found["masks"] = local_copy(args.mask)
     return found
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sammi_jax.object_store import AnyPath, as_path
 from sammi_jax.weights.bundled import DEFAULT
 
 
@@ -31,14 +32,14 @@ def add_model_argument(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--model",
         metavar="DIR_OR_NAME",
-        type=Path,
+        type=as_path,
         help=f"{what}, or the name of one on the Hugging Face Hub: ORG/NAME or "
         "ORG/NAME@REVISION; default: openshapes, the small SAM-MI that comes with the package and "
         "knows only the scenes of OpenShapes",
     )
 
 
-def chosen_model(args: argparse.Namespace) -> Path:
+def chosen_model(args: argparse.Namespace) -> AnyPath:
     """The model folder to use; says so where none was named."""
     if args.model is not None:
         return args.model

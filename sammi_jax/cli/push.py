@@ -1,8 +1,9 @@
 """``sammi push``: upload a model folder to the Hugging Face Hub."""
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Upload a model folder (config.json, model.safetensors, tokenizer.json) to the Hugging Face Hub
@@ -21,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="example:\n  sammi push runs/sammi/model my-name/sammi-vitb16 --private",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a model folder")
+    parser.add_argument("folder", metavar="DIR", type=as_path, help="a model folder")
     parser.add_argument("repository", metavar="ORG/NAME", help="the repository to write to")
     parser.add_argument(
         "--private", action="store_true", help="create the repository for its members only"

@@ -2,10 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from sammi_jax.cli.options import add_model_argument, chosen_model
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import as_path
 
 _DESCRIPTION = """\
 Segment images into the named classes. For each image NAME.jpg these files are written:
@@ -63,7 +63,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="pixels whose best score is lower, between 0 and 1, are background",
     )
     add_model_argument(parser, "a CAT-Seg or SAM-MI model folder")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument(
+        "--out", required=True, type=as_path, metavar="DIR", help="folder to write to"
+    )
     parser.add_argument(
         "--tile",
         type=int,
@@ -84,7 +86,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="images that enter the network together; default: one for each device",
     )
     parser.add_argument(
-        "--coco", type=Path, metavar="FILE", help="also write all results as one COCO file"
+        "--coco", type=as_path, metavar="FILE", help="also write all results as one COCO file"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="segment again what has a result already"

@@ -1,11 +1,10 @@
 """``sammi train``: train an experiment; run it again to resume."""
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 from sammi_jax.cli.options import add_config_arguments, add_job_arguments
+from sammi_jax.object_store import as_path, shown
 
 _DESCRIPTION = """\
 Train an experiment. Run the same command again to resume from the newest checkpoint in DIR. The
@@ -33,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "--workdir",
         metavar="DIR",
         required=True,
-        type=Path,
+        type=as_path,
         help="folder for checkpoints, log and model",
     )
     add_job_arguments(parser)
@@ -57,7 +56,8 @@ def _train(args: argparse.Namespace) -> str:
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
 
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports each of its steps
+    # Orbax reports each of its steps, and with a traceback the errors that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = load_config(args.config, args.set)
     folder = train(make_task(config), config, args.workdir, psutil.Process().create_time())
-    return f"trained model: {os.path.relpath(folder)}"
+    return f"trained model: {shown(folder)}"

@@ -38,6 +38,8 @@ EXTRAS = {
         Extra("export", "flatbuffers", "write models as StableHLO programs (sammi export)"),
         Extra("serve", "gradio", "a model in the browser"),
         Extra("geotiff", "rasterio", "read and write GeoTIFF with its place on the ground"),
+        Extra("gcs", "gcsfs", "paths in Google Cloud Storage (gs://...)"),
+        Extra("s3", "s3fs", "paths in Amazon S3 and the like (s3://...)"),
     )
 }
 

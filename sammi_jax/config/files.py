@@ -12,6 +12,7 @@ from sammi_jax.config.experiment import CaptionConfig, PromptConfig, SegmentConf
 from sammi_jax.config.fields import from_dict, override, to_dict
 from sammi_jax.errors import SammiError
 from sammi_jax.files import read_json, write_json
+from sammi_jax.object_store import AnyPath, as_path, exists
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # The configurations are inside the installed package, and beside the package in a checkout.
@@ -50,7 +51,8 @@ def load_config(name_or_file: str | Path, overrides: Sequence[str] | None = None
 
     Raises:
         SammiError: the file is missing, fails, or defines no `TrainConfig` named ``config``; an
-            override names no field (the nearest name is given) or has a value of another type.
+            override names no field (the nearest name is given) or has a value of another type; or
+            a path is a URL that cannot be used.
     """
     path = find_config(name_or_file)
     try:
@@ -63,7 +65,17 @@ def load_config(name_or_file: str | Path, overrides: Sequence[str] | None = None
         raise SammiError(f"{path}: defines no TrainConfig named config")
     for text in overrides or []:
         config = override(config, text)
+    _check_urls(to_dict(config))
     return config
+
+
+def _check_urls(value: Any) -> None:
+    """Raise for a URL that no path can be, before anything is made."""
+    if isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_urls(item)
+    elif isinstance(value, str):
+        as_path(value)
 
 
 def resolved(config: TrainConfig) -> dict[str, Any]:
@@ -92,21 +104,21 @@ _MAY_CHANGE = (
 )
 
 
-def save_config(config: TrainConfig, workdir: Path) -> None:
+def save_config(config: TrainConfig, workdir: AnyPath) -> None:
     """Write ``workdir/config.json``, or check that it holds the same experiment.
 
     Raises:
         SammiError: the folder belongs to another experiment (the first difference is named).
     """
     file, values = workdir / "config.json", resolved(config)
-    if file.is_file():
+    if exists(file):
         difference = _difference(read_json(file), values)
         if difference:
             raise SammiError(f"{workdir}: holds another experiment ({difference}); use another one")
     write_json(file, values)
 
 
-def read_run_config(workdir: Path) -> TrainConfig:
+def read_run_config(workdir: AnyPath) -> TrainConfig:
     """The experiment that a work folder holds, from its ``config.json``.
 
     Raises:

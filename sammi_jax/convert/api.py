@@ -16,7 +16,8 @@ from sammi_jax.convert.rules import apply_rules
 from sammi_jax.convert.sammi import assemble
 from sammi_jax.convert.torch_file import find_source, open_clip_description, read_tensors
 from sammi_jax.errors import SammiError
-from sammi_jax.files import check_destination
+from sammi_jax.files import check_destination, local_copy
+from sammi_jax.object_store import AnyPath, PathLike, absolute, as_path
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.hub import TOKENIZER_FILES, fetch_tokenizer, hub_model
 from sammi_jax.weights.kinds import KINDS, Kind, ModelConfig, expected_params
@@ -63,16 +64,16 @@ class Converted:
 
 def convert(
     kind: Kind,
-    source: str | Path,
-    destination: str | Path,
+    source: PathLike,
+    destination: PathLike,
     *,
-    clip: str | Path | None = None,
-    sam: str | Path | None = None,
-    tokenizer: str | Path | None = None,
+    clip: PathLike | None = None,
+    sam: PathLike | None = None,
+    tokenizer: PathLike | None = None,
     templates: Sequence[str] | None = None,
     dtype: str = "float32",
     clip_fields: Mapping[str, Any] | None = None,
-) -> Path:
+) -> AnyPath:
     """Make a model folder from a checkpoint and return its path.
 
     Args:
@@ -111,7 +112,7 @@ def convert(
         raise SammiError(f"prompt templates go with catseg and sammi, not with {kind}")
     initialized: list[str] = []
     if kind == "sammi" and not is_whole:
-        model, initialized = _put_together(source, cast(Path, sam), templates, clip_fields)
+        model, initialized = _put_together(source, cast(PathLike, sam), templates, clip_fields)
     else:
         model = read_source(source, (kind,), templates, clip_fields)
         if is_model_folder(source):
@@ -131,7 +132,7 @@ def convert(
 
 
 def read_source(
-    path: str | Path,
+    path: PathLike,
     kinds: Sequence[Kind],
     templates: Sequence[str] | None = None,
     clip_fields: Mapping[str, Any] | None = None,
@@ -229,8 +230,8 @@ def _kind_of(name: str, keys: Mapping[str, Any], kinds: Sequence[Kind]) -> Kind:
 
 
 def _put_together(
-    source: str | Path,
-    sam: str | Path,
+    source: PathLike,
+    sam: PathLike,
     templates: Sequence[str] | None,
     clip_fields: Mapping[str, Any] | None,
 ) -> tuple[Converted, list[str]]:
@@ -249,9 +250,9 @@ def _put_together(
 
 def _find_tokenizer(
     config: ModelConfig,
-    source: str | Path,
-    clip: str | Path | None,
-    tokenizer: str | Path | None,
+    source: PathLike,
+    clip: PathLike | None,
+    tokenizer: PathLike | None,
 ) -> Tokenizer | None:
     """The named tokenizer, else the one in ``clip``, else the one beside ``source``."""
     found = _read_tokenizer(source, clip, tokenizer)
@@ -272,7 +273,7 @@ def _find_tokenizer(
 
 
 def _read_tokenizer(
-    source: str | Path, clip: str | Path | None, tokenizer: str | Path | None
+    source: PathLike, clip: PathLike | None, tokenizer: PathLike | None
 ) -> Tokenizer | None:
     if tokenizer is not None:
         path = _tokenizer_place(tokenizer)
@@ -289,7 +290,9 @@ def _read_tokenizer(
     return None
 
 
-def _tokenizer_place(path: str | Path) -> Path:
+def _tokenizer_place(path: PathLike) -> Path:
     """A file or folder; of a repository on the Hugging Face Hub the tokenizer alone."""
     hub = hub_model(path)
-    return Path(path).expanduser() if hub is None else fetch_tokenizer(hub)
+    if hub is not None:
+        return fetch_tokenizer(hub)
+    return cast(Path, absolute(local_copy(as_path(path), depth=1)))

@@ -4,7 +4,6 @@
 so does `sammi convert`. The tables are conversion's own, read backwards.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,13 +15,14 @@ from sammi_jax.convert.rules import invert_rules
 from sammi_jax.convert.sam_keys import sam_rules
 from sammi_jax.errors import SammiError
 from sammi_jax.files import atomic_folder, check_destination, write_json
+from sammi_jax.object_store import AnyPath, PathLike
 from sammi_jax.weights.kinds import buffer_paths
 from sammi_jax.weights.model_folder import DTYPES, load_tokenizer, read_model, to_store
 
 _DTYPES = ("float16", "float32")
 
 
-def write_checkpoint(source: str | Path, destination: str | Path, dtype: str = "float16") -> Path:
+def write_checkpoint(source: PathLike, destination: PathLike, dtype: str = "float16") -> AnyPath:
     """Write ``config.json``, ``model.safetensors`` and CLIP's ``tokenizer.json``, atomically.
 
     Args:
@@ -52,7 +52,7 @@ def write_checkpoint(source: str | Path, destination: str | Path, dtype: str = "
         key: to_store(value, np.dtype(np.float32) if key in exact else DTYPES[dtype], key)
         for key, value in invert_rules(model.params, rules).items()
     }
-    with atomic_folder(destination) as temporary:
+    with atomic_folder(destination, "config.json") as temporary:
         write_json(temporary / "config.json", description)
         # transformers reads no file that does not say which framework wrote it
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})

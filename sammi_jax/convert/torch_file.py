@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import read_json
+from sammi_jax.object_store import PathLike
 from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.hub import fetch_weights, hub_hint, hub_model, is_ours
 
@@ -44,7 +45,7 @@ _WRAPPERS = ("model", "state_dict", "model_state_dict")
 _FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
-def find_source(path: str | Path) -> Path:
+def find_source(path: PathLike) -> Path:
     """The file or folder that a user's name of a checkpoint or model folder means.
 
     Args:
@@ -81,7 +82,7 @@ class Checkpoint:
     dtypes: dict[str, str]
 
 
-def read_tensors(path: str | Path) -> Checkpoint:
+def read_tensors(path: PathLike) -> Checkpoint:
     """Read a weights file, or a folder as Hugging Face and OpenCLIP write it.
 
     A wrapper around the state dict (``{"model": ...}``) is removed, and so are the prefixes that

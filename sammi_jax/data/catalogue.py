@@ -12,7 +12,8 @@ from sammi_jax.data.sources import FolderSource, PreparedSource
 from sammi_jax.data.user_folder import read_user_folder
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
-from sammi_jax.files import read_json
+from sammi_jax.files import local_copy, read_json
+from sammi_jax.object_store import AnyPath, as_path, exists
 
 USER_FOLDER = "folder:"  # how the name of a user folder begins
 
@@ -72,7 +73,7 @@ def dataset_names() -> list[str]:
 
 
 def open_dataset(
-    name: str, num_examples: int | None = None, data_dir: Path | None = None
+    name: str, num_examples: int | None = None, data_dir: AnyPath | None = None
 ) -> Dataset:
     """Open a data set.
 
@@ -118,7 +119,7 @@ def _open_shapes(name: str, num_examples: int | None) -> Dataset:
 
 
 def _open_user_folder(name: str, num_examples: int | None) -> Dataset:
-    folder = Path(name.removeprefix(USER_FOLDER)).expanduser()
+    folder = local_copy(as_path(name.removeprefix(USER_FOLDER))).expanduser()
     found = read_user_folder(folder)
     texts = tuple(text.split(", ")[0] for text in found.classes)
     merge = tuple(range(len(texts)))
@@ -133,11 +134,11 @@ def _open_user_folder(name: str, num_examples: int | None) -> Dataset:
     )
 
 
-def _open_prepared(name: str, num_examples: int | None, data_dir: Path | None) -> Dataset:
+def _open_prepared(name: str, num_examples: int | None, data_dir: AnyPath | None) -> Dataset:
     set_name, _, split = name.partition("/")
     layout, vocabulary = get_layout(set_name), get_vocabulary(set_name)
     split = layout.split(split).name if split else layout.splits[0].name
-    folder = find_prepared(set_name, data_dir)
+    folder = find_prepared(set_name, data_dir, split)
     return Dataset(
         name=name,
         source=PreparedSource(folder, split, num_examples),
@@ -153,8 +154,15 @@ def _open_prepared(name: str, num_examples: int | None, data_dir: Path | None) -
     )
 
 
-def find_prepared(name: str, data_dir: Path | None) -> Path:
+def find_prepared(name: str, data_dir: AnyPath | None, split: str = "") -> Path:
     """The folder of a prepared set, made with the vocabulary of this package.
+
+    Of a set in a bucket it is a copy in the cache of this machine (`sammi_jax.files.local_copy`).
+
+    Args:
+        name: of the set.
+        data_dir: the folder of the prepared sets.
+        split: whose records will be read; without one only the descriptions are there.
 
     Raises:
         SammiError: no ``data_dir``, not prepared, or prepared with other classes.
@@ -163,8 +171,10 @@ def find_prepared(name: str, data_dir: Path | None) -> Path:
     if data_dir is None:
         raise SammiError(f"{name}: name the folder of prepared sets (data_dir); made by: {command}")
     folder = prepared_folder(data_dir, name)
-    if not folder.is_dir():
+    if not exists(folder):
         raise SammiError(f"{name}: not prepared in {data_dir}; run: {command}")
+    records = f"{name}-{split}.array_record-"
+    folder = local_copy(folder, wanted=lambda n: n.endswith(".json") or n.startswith(records))
     if read_json(folder / "metadata.json").get("vocabulary_sha256") != get_vocabulary(name).sha256:
         raise SammiError(f"{folder}: prepared with other class names; remove it and run: {command}")
     return folder

@@ -15,6 +15,7 @@ from PIL import Image
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.errors import SammiError, listed
 from sammi_jax.files import atomic_folder, check_destination, walk_files
+from sammi_jax.object_store import AnyPath
 from sammi_jax.text.vocabulary import read_class_file
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -77,7 +78,7 @@ def _by_stem(folder: Path, suffixes: set[str]) -> dict[str, Path]:
     return found
 
 
-def write_user_folder(folder: Path, source: Any, class_names: Sequence[str]) -> None:
+def write_user_folder(folder: AnyPath, source: Any, class_names: Sequence[str]) -> None:
     """Write examples as a user folder, atomically: images and labels as PNG.
 
     Args:
@@ -89,7 +90,7 @@ def write_user_folder(folder: Path, source: Any, class_names: Sequence[str]) -> 
     Raises:
         SammiError: the folder holds something.
     """
-    with atomic_folder(check_destination(folder)) as new:
+    with atomic_folder(check_destination(folder), "classes.txt") as new:
         for part in ("images", "labels"):
             (new / part).mkdir()
         for index in range(len(source)):

@@ -4,7 +4,6 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +34,7 @@ from sammi_jax.evaluation.program import (
 from sammi_jax.evaluation.report import result_record
 from sammi_jax.evaluation.totals import Counts, add_counts, zero_sums
 from sammi_jax.inference.inputs import SegmenterInput, stack_inputs
+from sammi_jax.object_store import AnyPath
 from sammi_jax.parallel.batch import check_batch_size
 from sammi_jax.parallel.mesh import batch_sharding, replicated
 
@@ -53,7 +53,7 @@ def evaluate(
     dataset: Dataset,
     config: EvalConfig,
     mesh: Mesh,
-    workdir: Path,
+    workdir: AnyPath,
     identity: dict[str, Any],
 ) -> dict[str, Any]:
     """All numbers of one data set, as JSON's types: `Evaluation`, once."""
@@ -88,7 +88,7 @@ class Evaluation:
         self._plan = plan_batches(image_sizes(dataset), config.batch_size, config.max_buckets)
         self._run = _Run(predictor, dataset, config, self._vocabulary, variants, mesh)
 
-    def __call__(self, workdir: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, workdir: AnyPath, identity: dict[str, Any]) -> dict[str, Any]:
         """All numbers, as JSON's types.
 
         Args:

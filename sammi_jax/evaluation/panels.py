@@ -10,6 +10,8 @@ from sammi_jax.config.experiment import EvalConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.evaluation.shards import local_rows
 from sammi_jax.figures import class_colors, draw_panel, draw_proposals, label_image
+from sammi_jax.files import atomic_file
+from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.typing import Int, NpArray
 
@@ -23,7 +25,7 @@ class ImageWriter:
     with ``__`` for the separators, so that no two collide.
     """
 
-    def __init__(self, workdir: Path, dataset: Dataset, config: EvalConfig):
+    def __init__(self, workdir: AnyPath, dataset: Dataset, config: EvalConfig):
         name = dataset.name.replace("/", "_").replace(":", "_")
         self._labels, self._panels = workdir / "labels" / name, workdir / "panels" / name
         self._dataset, self._config = dataset, config
@@ -43,13 +45,12 @@ class ImageWriter:
             stem = str(Path(example["file_name"]).with_suffix("")).replace("/", "__")
             labels = predicted[row, :height, :width]
             if self._config.save_labels:
-                self._labels.mkdir(parents=True, exist_ok=True)
                 image = label_image(labels, self._dataset.num_classes, self._dataset.palette)
-                image.save(self._labels / f"{stem}.png")
+                _save(image, self._labels / f"{stem}.png")
             if self._left:
                 self._left -= 1
-                self._panels.mkdir(parents=True, exist_ok=True)
-                self._panel(example, labels, row, proposals).save(self._panels / f"{stem}.png")
+                panel = self._panel(example, labels, row, proposals)
+                _save(panel, self._panels / f"{stem}.png")
 
     def _panel(
         self, example: dict[str, Any], labels: Int[NpArray, "h w"], row: int, proposals: Any
@@ -76,6 +77,11 @@ class ImageWriter:
         order = [int(c) for c in np.argsort(-there, kind="stable") if there[c]]
         entries = [(self._names[c], tuple(colors[c].tolist())) for c in order]
         return draw_panel(zip(_TITLES, images, strict=False), entries)
+
+
+def _save(image: Image.Image, file: AnyPath) -> None:
+    with atomic_file(file) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _resize_masks(masks: NpArray, size: tuple[int, int]) -> NpArray:

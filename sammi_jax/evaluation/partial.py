@@ -2,7 +2,6 @@
 
 import json
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
@@ -13,6 +12,7 @@ from jax.experimental import multihost_utils
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.evaluation.totals import Counts, from_arrays, to_arrays
 from sammi_jax.files import write_atomic
+from sammi_jax.object_store import AnyPath, exists, read_bytes
 from sammi_jax.typing import NpArray
 
 
@@ -25,7 +25,7 @@ class PartialResult:
             ignored.
     """
 
-    def __init__(self, file: Path, identity: dict[str, Any]):
+    def __init__(self, file: AnyPath, identity: dict[str, Any]):
         self._file, self._identity = file, json.dumps(identity, sort_keys=True)
 
     def save(self, sums: Counts, batches_done: int) -> None:
@@ -59,10 +59,11 @@ class PartialResult:
         return sums, int(done)
 
     def _read(self) -> tuple[Counts, int] | None:
-        if not self._file.is_file():
+        if not exists(self._file):
             return None
         try:
-            with self._file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            content = BytesIO(read_bytes(self._file))
+            with np.load(content, allow_pickle=False) as arrays:
                 if str(arrays["identity"]) != self._identity:
                     return None
                 return from_arrays(dict(arrays)), int(arrays["batches_done"])

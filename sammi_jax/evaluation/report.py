@@ -1,7 +1,6 @@
 """Results: a record for each data set, in ``results.json``; tables of them, in ``results.md``."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, scores, su
 from sammi_jax.evaluation.totals import Counts
 from sammi_jax.files import write_atomic, write_json
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
+from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import NpArray
 
 _COLUMNS = {
@@ -105,10 +105,10 @@ def _number(value: Any) -> float | None:
 
 def write_results(
     results: list[dict[str, Any]],
-    model_folder: Path,
+    model_folder: AnyPath,
     config: TrainConfig,
     model: SegmenterConfig,
-    workdir: Path,
+    workdir: AnyPath,
 ) -> str:
     """Write ``results.json`` and ``results.md`` (in the first process of a job); the tables.
 

@@ -4,7 +4,6 @@ The point is the region's most interior pixel, and the mask is SAM's first multi
 means the whole object where a SAM was trained here (`training.tasks.prompt`).
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -19,6 +18,7 @@ from sammi_jax.files import write_atomic, write_json
 from sammi_jax.inference.forward import sam_views
 from sammi_jax.inference.inputs import sam_input
 from sammi_jax.inference.towers import SamModel
+from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Float, Int, NpArray, UInt8
 
 POINT_BUCKET = 8  # points are padded to a multiple, so that few programs are compiled
@@ -103,7 +103,7 @@ def mask_ious(
     return (found & wanted).sum(axis=(1, 2)) / (found | wanted).sum(axis=(1, 2))
 
 
-def write_sam_scores(records: list[dict[str, Any]], model_folder: Path, workdir: Path) -> str:
+def write_sam_scores(records: list[dict[str, Any]], model_folder: AnyPath, workdir: AnyPath) -> str:
     """Write ``results.json`` and ``results.md``; the table."""
     names = [name for name in records[0] if name != "dataset"]
     lines = [f"| data set | {' | '.join(name.replace('_', ' ') for name in names)} |"]

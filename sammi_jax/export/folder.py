@@ -21,6 +21,7 @@ from sammi_jax.export.programs import PLATFORMS, TEXT_ENCODER, Program, export_p
 from sammi_jax.files import atomic_folder, check_destination, write_json
 from sammi_jax.images import LONG_SIDE, SHORT_SIDE
 from sammi_jax.inference.inputs import PAD_MULTIPLE
+from sammi_jax.object_store import AnyPath, PathLike
 from sammi_jax.ops.clip_image import CLIP_MEAN
 from sammi_jax.text.tokenizer import END, START, TOKENIZER_FILE
 from sammi_jax.weights.model_folder import WEIGHTS_FILE, Description, describe, load_tokenizer
@@ -43,8 +44,8 @@ _CALL = (
 
 
 def write_export(
-    model: str | Path, folder: str | Path, platforms: Sequence[str] = PLATFORMS
-) -> Path:
+    model: PathLike, folder: PathLike, platforms: Sequence[str] = PLATFORMS
+) -> AnyPath:
     """Export a model folder atomically and return the new folder's absolute path.
 
     Args:
@@ -61,7 +62,7 @@ def write_export(
     found = describe(model, ["catseg", "sammi"])
     load_tokenizer(model, found)  # raises where there is none
     programs = export_programs(found.config, platforms)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, MANIFEST_FILE) as temporary:
         files = {_file_name(program): program for program in programs}
         for name, program in files.items():
             (temporary / name).write_bytes(program.exported.serialize())

@@ -11,6 +11,7 @@ import numpy as np
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import atomic_file
 from sammi_jax.images import to_bytes
+from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Int, NpArray, UInt8
 
 _SUFFIXES = (".tif", ".tiff")
@@ -38,7 +39,7 @@ class GeoImage:
         inverse = ~self.transform
         return round(inverse.f), round(inverse.c)
 
-    def write_labels(self, labels: Int[NpArray, "h w"], num_classes: int, path: Path) -> None:
+    def write_labels(self, labels: Int[NpArray, "h w"], num_classes: int, path: AnyPath) -> None:
         """Write a label map as a compressed GeoTIFF in this image's place, atomically.
 
         Pixels without data get the type's largest value, which the file names as such.

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sammi_jax.errors import SammiError
-from sammi_jax.files import walk_files
+from sammi_jax.files import local_copy, walk_files
+from sammi_jax.object_store import PathLike, as_path
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff",
@@ -23,8 +24,10 @@ class ImageFile:
     name: str
 
 
-def find_images(arguments: Sequence[str | Path]) -> list[ImageFile]:
+def find_images(arguments: Sequence[PathLike]) -> list[ImageFile]:
     """Files, the images in folders (at any depth), and those that patterns such as ``*.jpg`` match.
+
+    Images in a bucket are downloaded into a cache: a file, or a folder with all that is in it.
 
     Results in a folder keep its structure. Where two images would have results of one name, both
     names get their suffix: ``cat_jpg`` and ``cat_png``.
@@ -33,6 +36,11 @@ def find_images(arguments: Sequence[str | Path]) -> list[ImageFile]:
         SammiError: a folder or pattern without images, or images whose results would still
             overwrite each other.
     """
+    places = [as_path(argument) for argument in arguments]
+    arguments = [
+        argument if isinstance(place, Path) else local_copy(place)
+        for argument, place in zip(arguments, places, strict=True)
+    ]
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     found: dict[Path, str] = {}  # an image that is named twice is segmented once
     for argument in arguments:

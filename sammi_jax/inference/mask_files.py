@@ -10,10 +10,11 @@ from sammi_jax.figures import blend_colors, draw_proposals, palette
 from sammi_jax.files import atomic_file, write_json
 from sammi_jax.images import load_image
 from sammi_jax.inference.prompting import SamMasks
+from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.rle import encode_rle
 
 
-def write_masks(found: SamMasks, image: Path, folder: Path, name: str) -> list[Path]:
+def write_masks(found: SamMasks, image: Path, folder: AnyPath, name: str) -> list[AnyPath]:
     """Write ``NAME_masks.png`` and ``NAME_masks.json``; returns the paths.
 
     Args:

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from sammi_jax.figures import blend_classes, draw_panel, draw_proposals, label_i
 from sammi_jax.files import atomic_file, write_json
 from sammi_jax.images import stripes
 from sammi_jax.models.proposals import MaskProposals
+from sammi_jax.object_store import AnyPath, as_path
 from sammi_jax.ops.resize import between_rows, bilinear_taps
 from sammi_jax.ops.rle import encode_classes, encode_rle
 from sammi_jax.typing import Bool, Float, Int, NpArray, UInt8
@@ -129,7 +129,7 @@ class Segmentation:
         Raises:
             SammiError: the suffix is that of no image format.
         """
-        path = Path(path)
+        path = as_path(path)
         format = Image.registered_extensions().get(path.suffix.lower())
         if format not in Image.SAVE:
             raise SammiError(
@@ -264,12 +264,13 @@ class Segmentation:
             for entry in self.classes
         }
 
-    def write(self, folder: Path, stem: str, record: Mapping[str, Any] | None = None) -> list[Path]:
+    def write(
+        self, folder: AnyPath, stem: str, record: Mapping[str, Any] | None = None
+    ) -> list[AnyPath]:
         """Write ``STEM_overlay.png``, ``STEM_labels.png`` and ``STEM.json``; returns the paths.
 
         The JSON holds ``record``, `summary`, `annotations` and `regions`; it is written last.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{stem}{end}" for end in ("_overlay.png", "_labels.png", ".json")]
         self.save(paths[0])
         with atomic_file(paths[1]) as temporary:

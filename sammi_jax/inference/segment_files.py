@@ -18,6 +18,7 @@ from sammi_jax.inference.image_files import ImageFile
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.inference.tiles import TileGrid
+from sammi_jax.object_store import AnyPath, exists, modified
 from sammi_jax.typing import NpArray
 from sammi_jax.weights.model_folder import weights_digest
 
@@ -45,7 +46,7 @@ class Outcome:
     """
 
     file: ImageFile
-    written: tuple[Path, ...] = ()
+    written: tuple[AnyPath, ...] = ()
     error: str = ""
 
 
@@ -64,7 +65,7 @@ class FileSegmenter:
         self,
         model: Segmenter,
         classes: ClassList,
-        out: Path,
+        out: AnyPath,
         batch_size: int,
         tiles: TileGrid | None = None,
     ):
@@ -95,7 +96,7 @@ class FileSegmenter:
             "tile": None if self._tiles is None else [self._tiles.side, self._tiles.overlap],
         }
         path = self._out / SETTINGS_FILE
-        if path.exists() and not overwrite:
+        if exists(path) and not overwrite:
             before = read_json(path)
             other = [name for name in settings if before.get(name) != settings[name]]
             if other:
@@ -115,7 +116,7 @@ class FileSegmenter:
 
     def _is_done(self, file: ImageFile) -> bool:
         record = self._out / f"{file.name}.json"
-        if not record.is_file():
+        if not exists(record):
             return False
         image = read_json(record).get("image")
         if image != _identity(file):
@@ -124,7 +125,7 @@ class FileSegmenter:
                 "another --out"
             )
         try:
-            return file.path.stat().st_mtime <= record.stat().st_mtime
+            return file.path.stat().st_mtime <= modified(record)
         except OSError:  # it is gone: reading it will say so
             return False
 
@@ -156,7 +157,7 @@ class FileSegmenter:
             for image, one in zip(images, group, strict=True)
         ]
 
-    def _save(self, one: _Decoded, result: Segmentation | None) -> list[Path]:
+    def _save(self, one: _Decoded, result: Segmentation | None) -> list[AnyPath]:
         if result is None:
             result = self._segment([one])[0]
         stem = self._out / one.file.name
@@ -187,14 +188,14 @@ def _decode(file: ImageFile) -> _Decoded:
         return _Decoded(file, error=failure(file.path, error))
 
 
-def _guarded(file: ImageFile, save: Callable[[], list[Path]]) -> Outcome:
+def _guarded(file: ImageFile, save: Callable[[], list[AnyPath]]) -> Outcome:
     try:
         return Outcome(file, tuple(save()))
     except Exception as error:  # the same of segmenting and writing
         return Outcome(file, error=failure(file.path, error))
 
 
-def digest_model(model: Segmenter, folder: Path) -> str:
+def digest_model(model: Segmenter, folder: AnyPath) -> str:
     """SHA-256 of a model's configuration and of the weights in its folder."""
     config = json.dumps(to_dict(model.config), sort_keys=True)
     return hashlib.sha256((config + weights_digest(folder)).encode()).hexdigest()
@@ -213,7 +214,7 @@ def coco_file(files: Sequence[ImageFile], out: Path, class_names: Sequence[str])
     images, annotations = [], []
     for file in files:
         path = out / f"{file.name}.json"
-        if not path.is_file():
+        if not exists(path):
             continue
         record = read_json(path)
         number = len(images) + 1

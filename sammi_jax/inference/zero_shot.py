@@ -1,7 +1,6 @@
 """CLIP alone as a segmenter: the baseline of the trained models."""
 
 import dataclasses
-from pathlib import Path
 
 from flax import nnx
 
@@ -12,6 +11,7 @@ from sammi_jax.inference.segmenter import Segmenter, load
 from sammi_jax.inference.text_prompted import TextPrompted
 from sammi_jax.models.class_texts import ClassTexts, text_embeddings
 from sammi_jax.models.clip import Clip
+from sammi_jax.object_store import PathLike
 from sammi_jax.ops.views import ViewLayout
 from sammi_jax.typing import Array, Float, Int
 from sammi_jax.weights.kinds import model_maker
@@ -28,7 +28,7 @@ class ZeroShot(TextPrompted):
             templates: a class's text feature is the mean of their unit-length embeddings.
     """
 
-    def __init__(self, folder: str | Path, config: SegmenterConfig):
+    def __init__(self, folder: PathLike, config: SegmenterConfig):
         model = read_model(folder, ["clip"])
         super().__init__(
             dataclasses.replace(config, clip=model.config, masks=None),
@@ -56,7 +56,7 @@ class ZeroShot(TextPrompted):
         return blend_cosines(scores, self.config, layout)
 
 
-def load_predictor(folder: str | Path, config: SegmenterConfig) -> Segmenter | ZeroShot:
+def load_predictor(folder: PathLike, config: SegmenterConfig) -> Segmenter | ZeroShot:
     """The model of a folder, to predict label maps with; a CLIP does it zero-shot.
 
     Args:

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 
 from sammi_jax.errors import SammiError, one_line
+from sammi_jax.object_store import bucket_errors
 from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED
 from sammi_jax.parallel.watchdog import watch
@@ -37,7 +38,7 @@ def run_job(program: str, options: argparse.Namespace, work: Callable[[], str]) 
             from sammi_jax.parallel.job import join
 
             join(program, options, channel)
-        with backend_errors():
+        with backend_errors(), bucket_errors():
             print(work())
     except PreemptedError as notice:
         print(f"{program}: {notice}", file=sys.stderr)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from sammi_jax.data.openshapes import TEMPLATE, VIEWS, scene
 from sammi_jax.data.openshapes.vocabulary import ANY_SHAPE, COLORS, PATTERNS, SHAPES, TEXTURES
+from sammi_jax.object_store import AnyPath
 from sammi_jax.inference.classes import make_class_list
 from sammi_jax.inference.prompting import SamImage, SamMasks
 from sammi_jax.inference.result import Segmentation
@@ -128,6 +129,6 @@ def _check_words(texts: Sequence[str]) -> None:
             )
 
 
-def model_name(folder: Path) -> str:
+def model_name(folder: AnyPath) -> str:
     """What a model folder is called on the page: no other part of its path is shown."""
-    return folder.expanduser().absolute().name
+    return folder.expanduser().absolute().name if isinstance(folder, Path) else folder.name

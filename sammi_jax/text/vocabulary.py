@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sammi_jax.errors import SammiError, listed
+from sammi_jax.object_store import as_path, is_bucket, read_bytes
 
 _PATH_LIKE = re.compile(r"[^,]*\.[A-Za-z]{2,5}|[~.]{0,2}[/\\][^,]*|[A-Za-z]:\\[^,]*")
 # What stands in files of class names that are not one name a line, and what to do about it.
@@ -41,7 +42,7 @@ def parse_class_list(text: str) -> list[str]:
 
 def _is_file(text: str) -> bool:
     try:
-        return Path(text).is_file()
+        return is_bucket(text) or Path(text).is_file()
     except (OSError, ValueError):  # too long for a path, or with a null byte
         return False
 
@@ -54,7 +55,7 @@ def read_class_file(path: str | Path) -> list[str]:
             no name; the message shows the line.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = read_bytes(as_path(path)).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SammiError(f"{path}: cannot be read as a list of class names ({error})") from error
     try:

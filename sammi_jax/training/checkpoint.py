@@ -10,7 +10,6 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import jax
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sammi_jax.errors import SammiError, one_line
+from sammi_jax.object_store import AnyPath, absolute, access_problem, is_bucket, move, remove
 from sammi_jax.parallel.batch import fetch
 from sammi_jax.parallel.job import anywhere
 from sammi_jax.training.state import TrainState
@@ -31,14 +31,31 @@ SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says whic
 _UNREADABLE = (ValueError, KeyError, OSError)
 
 
-def checkpoint_steps(workdir: Path) -> list[int]:
+def check_workdir(workdir: AnyPath) -> None:
+    """Check that checkpoints can be written to a work folder, before anything is made.
+
+    Raises:
+        SammiError: it is in a bucket of Amazon's S3, which Orbax cannot write to.
+    """
+    if is_bucket(workdir) and str(workdir).startswith("s3://"):
+        raise SammiError(
+            f"{workdir}: checkpoints cannot be written to s3:// (Orbax has no driver for it); give "
+            "gs://BUCKET/PATH, a folder of this machine, or a mounted bucket"
+        )
+
+
+def checkpoint_steps(workdir: AnyPath) -> list[int]:
     """Steps of the complete checkpoints in a work folder, ascending."""
-    found = (workdir / CHECKPOINTS_FOLDER).glob("*")
+    folder = workdir / CHECKPOINTS_FOLDER
+    if is_bucket(folder):  # there is no rename: Orbax writes this object last
+        found = (path.parent for path in folder.glob("*/commit_success.txt"))
+    else:
+        found = folder.glob("*")
     return sorted(int(path.name) for path in found if path.name.isdecimal())
 
 
 def read_trained(
-    workdir: Path, step: int, trainable: Mapping[str, jax.ShapeDtypeStruct], frozen_digest: str
+    workdir: AnyPath, step: int, trainable: Mapping[str, jax.ShapeDtypeStruct], frozen_digest: str
 ) -> dict[str, Any]:
     """The trainable parameters of one checkpoint; the run may be in progress.
 
@@ -61,6 +78,7 @@ def read_trained(
         with context:
             return cast(Any, ocp.load(str(where), {"trainable": dict(trainable)}))["trainable"]
     except (_DamagedError, *_UNREADABLE) as error:
+        _raise_if_unreachable(where, error)
         raise SammiError(f"{where}: damaged ({one_line(error)}); name another step") from error
 
 
@@ -89,8 +107,8 @@ class Checkpoints:
         SammiError: there are checkpoints, and every one is damaged.
     """
 
-    def __init__(self, workdir: Path, keep: int, frozen: Mapping[str, Any]):
-        self._directory = workdir.absolute() / CHECKPOINTS_FOLDER
+    def __init__(self, workdir: AnyPath, keep: int, frozen: Mapping[str, Any]):
+        self._directory = absolute(workdir) / CHECKPOINTS_FOLDER
         self._frozen_digest = digest(frozen)
         self._screen()
         self._checkpointer = ocp.training.Checkpointer(
@@ -137,6 +155,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait()
         except _UNREADABLE as error:
+            _raise_if_unreachable(self._directory, error)
             raise SammiError(
                 f"{self._directory}: the checkpoint of step {self.latest_step} could not be "
                 f"written ({one_line(error)})"
@@ -200,6 +219,7 @@ class Checkpoints:
         try:
             saved = self._checkpointer.load(step, abstract)
         except _UNREADABLE as error:
+            _raise_if_unreachable(self._directory / str(step), error)
             raise _DamagedError(one_line(error)) from error
         leaves = [saved["opt_state"][name] for name in _named(state.opt_state)]
         opt_state = jax.tree.unflatten(jax.tree.structure(state.opt_state), leaves)
@@ -229,9 +249,7 @@ class Checkpoints:
                 stacklevel=4,
             )
             if jax.process_index() == 0:
-                folder.mkdir(exist_ok=True)
-                shutil.rmtree(folder / str(step), ignore_errors=True)
-                (self._directory / str(step)).rename(folder / str(step))
+                _move(self._directory / str(step), folder / str(step))
         multihost_utils.sync_global_devices("damaged checkpoints are moved")
 
     def _all_damaged(self, steps: list[int]) -> SammiError:
@@ -246,6 +264,24 @@ class Checkpoints:
         self._checkpointer.close()
 
 
+def _move(folder: AnyPath, target: AnyPath) -> None:
+    """Move a folder to where another one may be, which is replaced."""
+    if is_bucket(folder):
+        remove(target)
+        move(folder, target)
+        return
+    target.parent.mkdir(exist_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _raise_if_unreachable(where: AnyPath, error: Exception) -> None:
+    """Raise where a bucket cannot be used now: the checkpoint is not damaged."""
+    problem = access_problem(error) if is_bucket(where) else None
+    if problem is not None:
+        raise SammiError(f"{where}: {problem}") from error
+
+
 def _score(metrics: Any) -> float:
     return float(metrics[SCORE])
 
@@ -256,23 +292,24 @@ def _keep(latest: int) -> Any:
     return policies.AnyPreservationPolicy([policies.LatestN(latest), best])
 
 
-def _read_metadata(where: Path) -> Any:
+def _read_metadata(where: AnyPath) -> Any:
     """Orbax's metadata of a checkpoint; of a damaged one it lacks parts, or cannot be read."""
     try:
         found = ocp.metadata(str(where))
     except _UNREADABLE as error:
+        _raise_if_unreachable(where, error)
         raise _DamagedError(one_line(error)) from error
     if not found.metadata or not found.custom_metadata:
         raise _DamagedError("its metadata is incomplete")
     return found
 
 
-def _check_frozen(found: Any, frozen_digest: str, where: Path) -> None:
+def _check_frozen(found: Any, frozen_digest: str, where: AnyPath) -> None:
     if found.custom_metadata != {"frozen": frozen_digest}:
         raise SammiError(f"{where}: was trained with other frozen weights than the configuration's")
 
 
-def _check_shapes(found: Any, expected: Any, where: Path) -> None:
+def _check_shapes(found: Any, expected: Any, where: AnyPath) -> None:
     """Compare shapes before loading: Orbax's own message on a mismatch is pages long."""
     old = {name: tuple(leaf.shape) for name, leaf in _named(found).items()}
     new = {name: tuple(leaf.shape) for name, leaf in _named(expected).items()}

@@ -1,7 +1,5 @@
 """A checkpoint of a run as a model folder; the run may be in progress, stopped or finished."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
@@ -10,25 +8,26 @@ from sammi_jax.config.experiment import CaptionConfig, SegmentConfig, TrainConfi
 from sammi_jax.config.files import read_run_config
 from sammi_jax.errors import SammiError
 from sammi_jax.files import check_destination
+from sammi_jax.object_store import AnyPath, absolute, exists
 from sammi_jax.training.checkpoint import CHECKPOINTS_FOLDER, checkpoint_steps, digest, read_trained
 from sammi_jax.training.state import trainable_paths
 from sammi_jax.training.tasks import make_task
 from sammi_jax.weights.kinds import Kind
 
 
-def find_run(source: Path) -> tuple[Path, int | None] | None:
+def find_run(source: AnyPath) -> tuple[AnyPath, int | None] | None:
     """The work folder and the step that a path names; None where it is no run of training.
 
     The step is None, for the newest, with ``RUN`` and ``RUN/checkpoints``, and given with
     ``RUN/checkpoints/STEP``.
     """
-    source = source.expanduser().absolute()
+    source = absolute(source)
     step = None
     if source.name.isdecimal() and source.parent.name == CHECKPOINTS_FOLDER:
         source, step = source.parent, int(source.name)
     if source.name == CHECKPOINTS_FOLDER:
         source = source.parent
-    return (source, step) if (source / CHECKPOINTS_FOLDER).is_dir() else None
+    return (source, step) if exists(source / CHECKPOINTS_FOLDER) else None
 
 
 def kind_of_run(config: TrainConfig) -> Kind:
@@ -38,7 +37,7 @@ def kind_of_run(config: TrainConfig) -> Kind:
     return "clip" if isinstance(config.task, CaptionConfig) else "sam"
 
 
-def convert_run(workdir: Path, step: int | None, destination: Path) -> int:
+def convert_run(workdir: AnyPath, step: int | None, destination: AnyPath) -> int:
     """Make a model folder of a run's checkpoint, atomically.
 
     Args:

@@ -7,7 +7,6 @@ bad loss is never saved. docs/training.md says what happens to a run that is sto
 from collections.abc import Generator
 from contextlib import closing
 from itertools import islice
-from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
@@ -17,11 +16,13 @@ from sammi_jax.config.files import save_config
 from sammi_jax.data.input.prefetch import prefetch
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import draw_curves
+from sammi_jax.files import is_complete
+from sammi_jax.object_store import AnyPath
 from sammi_jax.parallel.batch import Batch, check_batch_size, fetch, put_batch
 from sammi_jax.parallel.job import Preemption, anywhere
 from sammi_jax.parallel.mesh import make_mesh, replicated
 from sammi_jax.parallel.run import PreemptedError
-from sammi_jax.training.checkpoint import Checkpoints
+from sammi_jax.training.checkpoint import Checkpoints, check_workdir
 from sammi_jax.training.flops import count_flops
 from sammi_jax.training.goodput import Startup
 from sammi_jax.training.guard import Guard
@@ -45,7 +46,7 @@ MODEL_FOLDER, BEST_FOLDER = "model", "best"
 CURVES_FILE = "curves.png"
 
 
-def train(task: Task, config: TrainConfig, workdir: Path, began: float | None = None) -> Path:
+def train(task: Task, config: TrainConfig, workdir: AnyPath, began: float | None = None) -> AnyPath:
     """Train to ``config.steps``, resuming where ``workdir`` holds checkpoints.
 
     Args:
@@ -63,12 +64,13 @@ def train(task: Task, config: TrainConfig, workdir: Path, began: float | None = 
             damaged, or the loss exploded.
         PreemptedError: SIGTERM or a Ctrl-C came; the state is saved.
     """
+    check_workdir(workdir)
     with closing(Startup(began)) as startup:
         startup.mark("import")
         return _train(task, config, workdir, startup)
 
 
-def _train(task: Task, config: TrainConfig, workdir: Path, startup: Startup) -> Path:
+def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) -> AnyPath:
     run = _Run(task, config, workdir, startup)
     _claim(workdir, config)
     with jax.set_mesh(run.mesh), Preemption() as preemption:
@@ -91,7 +93,7 @@ def _train(task: Task, config: TrainConfig, workdir: Path, startup: Startup) -> 
     return workdir / MODEL_FOLDER
 
 
-def _claim(workdir: Path, config: TrainConfig) -> None:
+def _claim(workdir: AnyPath, config: TrainConfig) -> None:
     """Write or compare the folder's configuration in process 0; all raise where that fails."""
     problem = None
     if jax.process_index() == 0:
@@ -103,10 +105,10 @@ def _claim(workdir: Path, config: TrainConfig) -> None:
         raise problem or SammiError(f"{workdir}: cannot be used; the message of process 0 says why")
 
 
-def _export(task: Task, state: TrainState, folder: Path, *, keep: bool) -> None:
+def _export(task: Task, state: TrainState, folder: AnyPath, *, keep: bool) -> None:
     """Write a model folder; with ``keep`` only where there is none."""
     params = {path: fetch(value) for path, value in state.params.items()}
-    if jax.process_index() == 0 and not (keep and folder.exists()):
+    if jax.process_index() == 0 and not (keep and is_complete(folder)):
         task.export(params, folder, int(state.step))
 
 
@@ -117,7 +119,7 @@ class _Run:
         mesh: the devices.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, workdir: Path, startup: Startup):
+    def __init__(self, task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup):
         self._task, self._config, self._workdir = task, config, workdir
         self._startup = startup
         self.mesh = make_mesh(config.mesh)

@@ -8,7 +8,6 @@ import resource
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -16,7 +15,8 @@ from tqdm import tqdm
 
 from sammi_jax.config.experiment import OptimConfig, TrainConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.files import write_atomic
+from sammi_jax.files import AppendedFile, write_atomic
+from sammi_jax.object_store import AnyPath, exists, read_bytes
 from sammi_jax.training.flops import peak_flops
 from sammi_jax.training.goodput import Goodput, Startup
 
@@ -33,11 +33,11 @@ def _rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str,
     return factors
 
 
-def read_log(file: Path) -> list[dict[str, Any]]:
+def read_log(file: AnyPath) -> list[dict[str, Any]]:
     """The records of a ``log.jsonl``, without a last line that a killed run left unfinished."""
     records = []
-    if file.is_file():
-        for line in file.read_text().splitlines():
+    if exists(file):
+        for line in read_bytes(file).decode().splitlines():
             with suppress(ValueError):
                 records.append(json.loads(line))
     return records
@@ -62,7 +62,7 @@ class Log:
 
     def __init__(
         self,
-        workdir: Path,
+        workdir: AnyPath,
         start: int,
         config: TrainConfig,
         lr_scales: Mapping[str, float],
@@ -147,7 +147,6 @@ class Log:
         """Record more numbers of a step. The time since `write` is not counted as training."""
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
@@ -164,13 +163,13 @@ class Log:
             self._board.close()
 
 
-def _open_log(file: Path, start: int) -> Any:
+def _open_log(file: AnyPath, start: int) -> AppendedFile:
     kept = [json.dumps(record) + "\n" for record in read_log(file) if record["step"] <= start]
     write_atomic(file, "".join(kept))
-    return file.open("a")
+    return AppendedFile(file)
 
 
-def _open_tensorboard(folder: Path, start: int) -> Any:
+def _open_tensorboard(folder: AnyPath, start: int) -> Any:
     try:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError as error:

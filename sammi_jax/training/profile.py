@@ -1,21 +1,25 @@
 """JAX's profile of a window of steps."""
 
-from pathlib import Path
-
 import jax
 
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import AnyPath, is_bucket
 from sammi_jax.training.state import Metrics
 
 
 class Profile:
     """JAX's profile of steps ``first`` to ``last``, for TensorBoard or xprof."""
 
-    def __init__(self, folder: Path, steps: tuple[int, ...] | None):
+    def __init__(self, folder: AnyPath, steps: tuple[int, ...] | None):
         self._folder, self._running = folder, False
         if steps is not None and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
             raise SammiError(
                 f"profile_steps={steps}: give the first and the last step, such as (10, 12)"
+            )
+        if steps is not None and is_bucket(folder):
+            raise SammiError(
+                f"{folder}: a profile cannot be written to a bucket; leave profile_steps out, or "
+                "train in a folder of this machine"
             )
         self._first, self._last = steps or (0, 0)
 

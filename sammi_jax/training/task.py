@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -11,6 +10,7 @@ from flax import nnx
 
 from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
+from sammi_jax.object_store import AnyPath
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.weights.params import flat_params
 
@@ -74,5 +74,5 @@ class Task(Rules[M]):
         raise SammiError(f"{type(self).__name__} makes no label maps to evaluate")
 
     @abstractmethod
-    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
+    def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """Write the model after ``step`` steps as a model folder, which every command reads."""

@@ -1,7 +1,6 @@
 """Evaluation during training, on the data sets of the configuration's ``validation``."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -10,6 +9,7 @@ from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation.evaluator import Evaluation
+from sammi_jax.object_store import AnyPath, as_path
 from sammi_jax.parallel.batch import fetch
 from sammi_jax.training.checkpoint import SCORE
 from sammi_jax.training.task import Task
@@ -26,7 +26,7 @@ class Validation:
             label maps, or a data set cannot be opened.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, mesh: Mesh, workdir: Path):
+    def __init__(self, task: Task, config: TrainConfig, mesh: Mesh, workdir: AnyPath):
         self._task, self._config, self._mesh, self._workdir = task, config, mesh, workdir
         self._predictor: Any = None
         self._evaluations: dict[str, Evaluation] = {}
@@ -41,7 +41,7 @@ class Validation:
                 f"validate_every={config.validate_every} is not a multiple of checkpoint_every="
                 f"{config.checkpoint_every}: each evaluated state is also saved"
             )
-        data_dir = None if config.data.data_dir is None else Path(config.data.data_dir)
+        data_dir = None if config.data.data_dir is None else as_path(config.data.data_dir)
         self._datasets = [
             open_dataset(name, config.eval.num_examples, data_dir=data_dir)
             for name in config.validation

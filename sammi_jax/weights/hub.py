@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import read_json
+from sammi_jax.object_store import PathLike
 
 # Each of these in a folder means that it has a tokenizer.
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
@@ -38,7 +39,7 @@ class HubModel:
         return self.repository + (f"@{self.revision}" if self.revision else "")
 
 
-def hub_model(path: str | Path) -> HubModel | None:
+def hub_model(path: PathLike) -> HubModel | None:
     """The model on the Hub that ``path`` names; None: it is a path of this machine.
 
     ``ORG/NAME`` is looked up on the Hub only where neither it nor ``ORG`` exists here, so that a
@@ -72,7 +73,7 @@ def check_repository(name: str) -> str:
     return name
 
 
-def hub_hint(path: str | Path) -> str:
+def hub_hint(path: PathLike) -> str:
     """The end of an error about a path that is not here and might have meant the Hub."""
     named = _NAME.fullmatch(Path(path).as_posix())
     if named is None or Path(path).suffix in _FILE_SUFFIXES:

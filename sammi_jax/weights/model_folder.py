@@ -27,6 +27,7 @@ from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.errors import SammiError, listed
 from sammi_jax.files import atomic_folder, check_destination, read_json, write_json
+from sammi_jax.object_store import AnyPath, PathLike, as_path, is_bucket
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
 from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.hub import hub_hint, hub_model
@@ -92,7 +93,7 @@ class ModelFolder:
     meta: dict[str, Any]
 
 
-def is_model_folder(path: str | Path) -> bool:
+def is_model_folder(path: PathLike) -> bool:
     """Whether ``path`` has a model folder's config.json; nothing else is checked.
 
     Raises:
@@ -107,7 +108,7 @@ def is_model_folder(path: str | Path) -> bool:
 
 
 def write_model(
-    folder: str | Path,
+    folder: PathLike,
     kind: Kind,
     config: ModelConfig,
     params: Mapping[str, Any],
@@ -117,7 +118,7 @@ def write_model(
     tokenizer: Tokenizer | None = None,
     dtype: str = "float32",
     initialized: Sequence[str] = (),
-) -> Path:
+) -> AnyPath:
     """Write a model folder atomically and return its absolute path.
 
     Args:
@@ -149,7 +150,7 @@ def write_model(
         "converter": __version__,
         "initialized": list(initialized),
     }
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, CONFIG_FILE) as temporary:
         write_json(temporary / CONFIG_FILE, meta)
         exact = buffer_paths(config)  # SAM's Fourier matrix: rounding it would move every point
         stored = {
@@ -164,7 +165,7 @@ def write_model(
     return folder
 
 
-def read_model(folder: str | Path, kinds: Sequence[str] = KINDS) -> ModelFolder:
+def read_model(folder: PathLike, kinds: Sequence[str] = KINDS) -> ModelFolder:
     """Read a model folder of one of ``kinds``, its floating parameters as float32.
 
     Raises:
@@ -176,7 +177,7 @@ def read_model(folder: str | Path, kinds: Sequence[str] = KINDS) -> ModelFolder:
     return ModelFolder(found.kind, found.config, params, found.tokenizer_path, found.meta)
 
 
-def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
+def describe(folder: PathLike, kinds: Sequence[str] = KINDS) -> Description:
     """Check a model folder without reading its weights.
 
     Raises:
@@ -206,7 +207,7 @@ def describe(folder: str | Path, kinds: Sequence[str] = KINDS) -> Description:
     )
 
 
-def weights_digest(folder: str | Path) -> str:
+def weights_digest(folder: PathLike) -> str:
     """SHA-256 of the weights file of a model folder, to tell whether two models are the same."""
     with (find_model(folder) / WEIGHTS_FILE).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -215,7 +216,7 @@ def weights_digest(folder: str | Path) -> str:
 _RUN_MODELS = ("model", "best")  # model folders in a run's folder (`training.loop`)
 
 
-def read_meta(folder: str | Path) -> dict[str, Any]:
+def read_meta(folder: PathLike) -> dict[str, Any]:
     """The ``config.json`` of a model folder as it stands; nothing else of the folder is read.
 
     Raises:
@@ -245,9 +246,9 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     return meta
 
 
-def _name(folder: str | Path) -> str:
+def _name(folder: PathLike) -> str:
     """What errors call a folder: a model on the Hugging Face Hub by the name that the user gave."""
-    return str(hub_model(folder) or find_model(folder))
+    return str(as_path(folder) if is_bucket(folder) else hub_model(folder) or find_model(folder))
 
 
 def _read_config(file: Path, kind: str, values: Any) -> ModelConfig:
@@ -272,7 +273,7 @@ def _open_weights(file: Path) -> Iterator[Any]:
         raise SammiError(f"{file}: damaged or cut short ({error}); convert it again") from error
 
 
-def _check_tensors(where: Path, found: Mapping[str, Stored], config: ModelConfig) -> None:
+def _check_tensors(where: AnyPath, found: Mapping[str, Stored], config: ModelConfig) -> None:
     try:
         expected = expected_params(config)
     except SammiError as error:
@@ -316,7 +317,7 @@ def _widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32, copy=False) if value.dtype.name in DTYPES else value
 
 
-def load_tokenizer(folder: str | Path, model: ModelFolder | Description) -> Tokenizer:
+def load_tokenizer(folder: PathLike, model: ModelFolder | Description) -> Tokenizer:
     """The tokenizer of a model folder.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import PathLike
 from sammi_jax.text.tokenizer import TOKENIZER_FILE
 from sammi_jax.weights.hub import cause_of, check_repository, http_status
 from sammi_jax.weights.model_card import model_card
@@ -13,7 +13,7 @@ from sammi_jax.weights.model_folder import CONFIG_FILE, WEIGHTS_FILE, describe
 CARD_FILE = "README.md"
 
 
-def push(folder: str | Path, repository: str, *, private: bool = False) -> str:
+def push(folder: PathLike, repository: str, *, private: bool = False) -> str:
     """Upload a model folder with a model card, as one commit, and return the commit's address.
 
     The repository is created if need be. A README.md in the folder is uploaded as it is; without

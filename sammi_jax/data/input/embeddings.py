@@ -25,7 +25,16 @@ import numpy as np
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SamConfig
 from sammi_jax.errors import SammiError, one_line
-from sammi_jax.files import check_destination, read_json, rename_folder, write_json
+from sammi_jax.files import (
+    check_destination,
+    local_copy,
+    read_json,
+    rename_folder,
+    staging_folder,
+    upload_folder,
+    write_json,
+)
+from sammi_jax.object_store import PathLike, as_path
 from sammi_jax.typing import Float, NpArray
 
 FORMAT = 1
@@ -118,8 +127,8 @@ class SamCache:
         SammiError: no such folder, not a cache, or one that is damaged.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder).expanduser()
+    def __init__(self, folder: PathLike):
+        self.folder = local_copy(as_path(folder)).expanduser()
         if not self.folder.is_dir():
             raise SammiError(f"{self.folder}: no such folder; a cache is made by '{_COMMAND}'")
         self.info = _read_info(self.folder)
@@ -246,7 +255,7 @@ class CacheWriter:
 
 
 @contextmanager
-def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]:
+def writing_cache(folder: PathLike, info: CacheInfo) -> Generator[CacheWriter]:
     """Make a cache, or resume one that was interrupted; it gets its name at the end.
 
     Args:
@@ -258,12 +267,19 @@ def writing_cache(folder: str | Path, info: CacheInfo) -> Generator[CacheWriter]
             little room, or rows are missing at the end.
     """
     folder = check_destination(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
+    if isinstance(folder, Path):
+        partial = folder.with_name(f".{folder.name}.partial")
+    else:
+        partial = staging_folder(folder)
     with closing(CacheWriter(partial, info)) as writer:
-        _check_space(folder.parent, info, writer.done)
+        _check_space(partial.parent, info, writer.done)
         yield writer
     if writer.done != info.num_examples:
         raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
+    if not isinstance(folder, Path):
+        upload_folder(partial, folder, INFO_FILE)
+        shutil.rmtree(partial)
+        return
     rename_folder(partial, folder)
     (folder / PROGRESS_FILE).unlink()  # last: if the process is killed before, no row is lost
 

@@ -1,7 +1,8 @@
 """Prepares a set: writes the owner's files to a folder that TFDS reads, shard by shard.
 
 Everything is written to ``DATA_DIR/NAME/1.0.0.partial``, which is renamed at the end: a folder
-``DATA_DIR/NAME/1.0.0`` is complete. An interrupted call resumes at the next shard. The same source
+``DATA_DIR/NAME/1.0.0`` is complete. For a bucket, shards are written to this machine and uploaded.
+ An interrupted call resumes at the next shard. The same source
 gives the same bytes, interrupted or not.
 """
 
@@ -30,7 +31,15 @@ from sammi_jax.data.prepare.records import (
 )
 from sammi_jax.data.vocabulary import Vocabulary, get_vocabulary
 from sammi_jax.errors import SammiError
-from sammi_jax.files import read_json, rename_folder, write_json
+from sammi_jax.files import (
+    is_complete,
+    read_json,
+    rename_folder,
+    staging_folder,
+    upload_folder,
+    write_json,
+)
+from sammi_jax.object_store import AnyPath
 
 _FORMAT = 1  # of what is stored: a folder of another format is not resumed
 _PLAN_FILE = "plan.json"
@@ -52,7 +61,7 @@ class _Work:
         return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
-def prepared_folder(data_dir: Path, name: str) -> Path:
+def prepared_folder(data_dir: AnyPath, name: str) -> AnyPath:
     """The folder of a prepared set."""
     return data_dir / name / VERSION
 
@@ -60,11 +69,11 @@ def prepared_folder(data_dir: Path, name: str) -> Path:
 def prepare(
     name: str,
     source: Path,
-    data_dir: Path,
+    data_dir: AnyPath,
     *,
     splits: Sequence[str] = (),
     allow_incomplete: bool = False,
-) -> Path:
+) -> AnyPath:
     """Write a known set as a TFDS folder; what an interrupted call finished is kept.
 
     Args:
@@ -84,11 +93,14 @@ def prepare(
     """
     layout, vocabulary = get_layout(name), get_vocabulary(name)
     folder = prepared_folder(data_dir, name)
-    if folder.exists():
+    if is_complete(folder):
         raise SammiError(f"{folder}: prepared already; remove it to prepare {name} again")
     chosen = [layout.split(split) for split in splits] or list(layout.splits)
     work = _plan(layout, vocabulary, source, chosen, allow_incomplete)
-    partial = folder.with_name(f"{VERSION}.partial")
+    if isinstance(folder, Path):
+        partial = folder.with_name(f"{VERSION}.partial")
+    else:
+        partial = staging_folder(folder)
     _begin(partial, _fingerprint(work))
     shards = {split: _write_split(partial, work, split) for split in work.pairs}
     _finish(partial, folder, work, shards)
@@ -175,15 +187,24 @@ def _examples(
         bar.update()
 
 
-def _finish(partial: Path, folder: Path, work: _Work, shards: dict[str, list[Path]]) -> None:
+def _finish(partial: Path, folder: AnyPath, work: _Work, shards: dict[str, list[Path]]) -> None:
     """Write the metadata, then give the folder its name."""
     known = {path for paths in shards.values() for path in paths}
+    plan = read_json(partial / _PLAN_FILE)
     for path in partial.iterdir():
         if path not in known:  # the plan, and what a killed process left of a shard
             path.unlink()
     vocabulary = work.vocabulary
     write_metadata(partial, vocabulary.name, shards, vocabulary.label_dtype, _metadata(work))
-    rename_folder(partial, folder)
+    if isinstance(folder, Path):
+        rename_folder(partial, folder)
+        return
+    try:
+        upload_folder(partial, folder, "dataset_info.json")
+    except BaseException:  # the shards are kept: another call only uploads them
+        write_json(partial / _PLAN_FILE, plan)
+        raise
+    shutil.rmtree(partial)
 
 
 def _metadata(work: _Work) -> dict[str, Any]:

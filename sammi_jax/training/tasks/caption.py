@@ -5,7 +5,6 @@ The dense features of a tiny CLIP that learns from its class token alone are use
 patches, so that some patch of the image must match every caption.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from sammi_jax.config.experiment import CaptionConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.pipeline import drawn_stream
 from sammi_jax.models.clip import Clip
+from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.clip_image import clip_normalize
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.text.tokenizer import Tokenizer
@@ -143,7 +143,7 @@ class CaptionTask(StreamTask[Clip]):
         loss = IMAGE_WEIGHT * image_loss + DENSE_WEIGHT * dense_loss
         return loss, {"image_loss": image_loss, "dense_loss": dense_loss, "logit_scale": scale}
 
-    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
+    def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A clip model folder with the tokenizer."""
         origin = trained(self._config, "clip", {}, step)
         write_model(

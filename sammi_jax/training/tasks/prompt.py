@@ -6,7 +6,6 @@ target of its own. The loss is SAM's (appendix A): focal : dice = 20 : 1, and th
 error.
 """
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from sammi_jax.config.experiment import PromptConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.pipeline import drawn_stream
 from sammi_jax.models.sam.sam import Sam
+from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.sam_image import preprocess
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.training.tasks.stream import StreamTask, this_share
@@ -102,7 +102,7 @@ class PromptTask(StreamTask[Sam]):
         metrics = {"focal": focal, "dice": dice, "iou_error": regression}
         return loss, metrics | {"iou_whole": whole, "iou_part": part, "iou_subpart": subpart}
 
-    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
+    def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A sam model folder."""
         origin = trained(self._config, "sam", {}, step)
         write_model(

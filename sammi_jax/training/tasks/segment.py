@@ -7,7 +7,6 @@ hundredth of the learning rate, all else of CLIP and SAM is frozen, everything n
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +23,7 @@ from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.models.smoothing import smooth_logits
 from sammi_jax.models.tspp import tspp_loss
+from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.class_sampling import relabel, sample_classes
 from sammi_jax.ops.color import jitter_colors
 from sammi_jax.ops.mask_noise import add_noise
@@ -197,7 +197,7 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
         """The segmenter."""
         return Segmenter(self._task.model, params, lambda: self._tokenizer)
 
-    def export(self, params: dict[str, Any], folder: Path, step: int) -> None:
+    def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A catseg or sammi model folder with the tokenizer."""
         kind = "catseg" if self._task.model.masks is None else "sammi"
         origin = trained(self._config, kind, self._origins, step)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from sammi_jax.config.experiment import OPENSHAPES, DataConfig, SegmentConfig, TrainConfig
@@ -12,6 +11,7 @@ from sammi_jax.data.input.augment import CheckLabel, TrainCrop, WholeImage
 from sammi_jax.data.input.embeddings import FORMAT, CacheInfo, SamCache, check_same, pixels_digest
 from sammi_jax.data.input.pipeline import in_order
 from sammi_jax.errors import SammiError
+from sammi_jax.object_store import as_path
 from sammi_jax.training.checkpoint import digest
 
 ENCODER = "sam/image_encoder/"  # of the paths of its parameters
@@ -39,7 +39,7 @@ def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, lis
         )
         merge = tuple(range(len(view.class_names)))
         return Dataset(data.name, source, view.class_names, merge, openshapes.IGNORE_LABEL), []
-    folder = None if data.data_dir is None else Path(data.data_dir)
+    folder = None if data.data_dir is None else as_path(data.data_dir)
     dataset = open_dataset(data.name, data.num_examples, data_dir=folder)
     if dataset.merge != tuple(range(len(dataset.class_names))):
         raise SammiError(
