@@ -30,11 +30,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     count, slices = len(devices), config.slices
-    # A GPU's slice is its node. A CPU knows none: there each process counts as one.
-    by_process = not hasattr(devices[0], "slice_index")
-    found = len({d.process_index if by_process else d.slice_index for d in devices})
-    flat = by_process or devices[0].platform != "tpu"  # may be taken for one slice
-    if found != slices and not (flat and slices == 1):
+    # A GPU's slice is its node. A CPU has none: there each process counts as one.
+    platform = devices[0].platform
+    by_process = platform == "cpu"
+    found = len({d.process_index if by_process else getattr(d, "slice_index", 0) for d in devices})
+    # Only TPUs must not be taken for one slice.
+    if found != slices and (slices != 1 or platform == "tpu"):
         what = "processes" if by_process else "slices"
         raise SammiError(f"mesh.slices={slices}, but the {count} devices are in {found} {what}")
     count //= slices
