@@ -33,7 +33,7 @@ def compare(catseg: str, sammi: str, split: str, scenes: Sequence[int], out: Pat
     names = source.view.class_names
     colors = class_colors(len(names), None)
     models = [sammi_jax.load(folder) for folder in (catseg, sammi)]
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, f"scene{scenes[-1]}.png") as folder:
         for index in scenes:
             image, truth = (np.asarray(source[index][key]) for key in ("image", "label"))
             without, given = (model.segment(image, names) for model in models)
