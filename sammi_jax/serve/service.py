@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 
 from sammi_jax.data.openshapes import TEMPLATE, VIEWS, scene
 from sammi_jax.data.openshapes.vocabulary import ANY_SHAPE, COLORS, PATTERNS, SHAPES, TEXTURES
-from sammi_jax.object_store import AnyPath
 from sammi_jax.inference.classes import make_class_list
 from sammi_jax.inference.prompting import SamImage, SamMasks
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.inference.towers import SamModel
+from sammi_jax.object_store import AnyPath
 from sammi_jax.serve.limits import Limits, RequestError, check_prompts, read_classes, read_image
 from sammi_jax.serve.metrics import Metrics
 from sammi_jax.serve.worker import Worker
