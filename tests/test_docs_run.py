@@ -26,6 +26,7 @@ NEEDS = {
     "network": "a download or an upload",
     "hardware": "an accelerator",
     "server": "a running `sammi serve`",
+    "bucket": "a bucket",
     "libtpu": "libtpu, for `sammi compile`",
     "checkout": "the repository, and more time than a test has",
     "values": "values in the place of capital letters",
