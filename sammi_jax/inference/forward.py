@@ -50,7 +50,7 @@ class ViewScores:
 class Prediction:
     """Class probabilities on the canvas, and the masks behind them (None for CAT-Seg)."""
 
-    probabilities: Leaf  # [b, t, O, O] in [0, 1]; 0 for padded classes
+    probabilities: Leaf  # [b, t, O, O] in [0, 1]; those of padded classes mean nothing
     proposals: MaskProposals | None
 
 
