@@ -27,7 +27,7 @@ from sammi_jax.inference.tiles import TileGrid
 from sammi_jax.ops.rle import decode_rle, encode_classes, encode_rle, unpack_runs
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.kinds import expected_params
-from sammi_jax.weights.model_folder import write_model
+from sammi_jax.weights.model_folder import read_model, write_model
 from tests.test_sammi import SAMMI
 
 TEXT = dataclasses.replace(SAMMI.clip.text, vocab_size=30, context_length=12)
@@ -289,7 +289,9 @@ def test_a_run_is_resumed(model, picture, tmp_path):
     other = FileSegmenter(model, make_class_list("red thing"), out, 1)
     with pytest.raises(SammiError, match=r"other settings \(class_names, texts\)"):
         other.claim("digest", overwrite=False)
-    other.claim("digest", overwrite=True)
+    other.claim("digest", overwrite=True)  # and is then interrupted: nothing of before counts
+    assert other.pending(files) == files
+    job.claim("digest", overwrite=True)
     with pytest.raises(SammiError, match="would overwrite it"):
         job.pending(find_images([picture.rename(tmp_path / "a.png")]))
 
@@ -387,6 +389,37 @@ def test_a_geotiff_keeps_its_place(folder, tmp_path, rng):
     assert set(np.unique(labels[5:])) <= {0, 1, 2}
     png = np.asarray(Image.open(tmp_path / "out" / "scene_labels.png"))
     np.testing.assert_array_equal(labels[5:], png[5:])
+
+
+def test_a_geotiff_with_a_palette(tmp_path, rng):
+    import rasterio
+
+    indices = rng.integers(0, 3, (6, 5), dtype=np.uint8)
+    profile = {"driver": "GTiff", "height": 6, "width": 5, "count": 1, "dtype": "uint8",
+               "crs": "EPSG:32633", "transform": rasterio.Affine(1, 0, 9, 0, -1, 9)}  # fmt: skip
+    colors = {0: (9, 8, 7, 255), 1: (200, 10, 10, 255), 2: (0, 0, 250, 255)}
+    with rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        file.write(indices, 1)
+        file.write_colormap(1, colors)
+    table = np.array([color[:3] for color in colors.values()], np.uint8)
+    np.testing.assert_array_equal(read_geotiff(tmp_path / "a.tif").pixels, table[indices])
+
+
+def test_replaced_parameters_are_used(folder, picture):
+    """Nothing that was made of the old ones is left."""
+    model, fresh = sammi_jax.load(folder), sammi_jax.load(folder)
+    before = model.segment(picture, CLASSES).confidence
+    model.sam.segment(picture, points=[[5, 5]])
+    params = {path: 1.5 * value for path, value in read_model(folder).params.items()}
+    for each in (model, fresh):
+        each.replace_params(params)
+    found, wanted = (each.segment(picture, CLASSES) for each in (model, fresh))
+    np.testing.assert_array_equal(found.confidence, wanted.confidence)
+    assert np.abs(found.confidence - before).max() > 1e-3
+    np.testing.assert_array_equal(
+        model.sam.segment(picture, points=[[5, 5]]).iou,
+        fresh.sam.segment(picture, points=[[5, 5]]).iou,
+    )
 
 
 def test_palette_colors_differ():

@@ -22,7 +22,8 @@ class GeoImage:
     """A georeferenced image.
 
     Attributes:
-        pixels: uint8 RGB ``[H, W, 3]``: the file's first three bands, or its one as gray.
+        pixels: uint8 RGB ``[H, W, 3]``: the file's first three bands, or its one in the colors of
+            its palette or as gray.
         valid: bool ``[H, W]``, False where the file says that there is no data.
         crs: its coordinate reference system.
         transform: from pixels to coordinates (affine).
@@ -77,6 +78,11 @@ def read_geotiff(path: str | Path) -> GeoImage | None:
                 if file.crs is None and file.transform.is_identity:
                     return None
                 bands = file.read([1, 2, 3] if file.count >= 3 else [1])
+                if file.count == 1 and file.colorinterp[0].name == "palette":
+                    colors = np.zeros((256, 3), np.uint8)
+                    for value, color in file.colormap(1).items():
+                        colors[value] = color[:3]
+                    bands = np.moveaxis(colors[bands[0]], -1, 0)
                 valid = file.dataset_mask() > 0
                 place = file.crs, file.transform
     except RasterioError as error:

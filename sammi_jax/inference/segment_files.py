@@ -71,6 +71,7 @@ class FileSegmenter:
     ):
         self._model, self._classes, self._out = model, classes, out
         self._batch_size, self._tiles = batch_size, tiles
+        self._settings_sha256 = ""  # from `claim` on
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -95,6 +96,7 @@ class FileSegmenter:
             "threshold": self._classes.threshold,
             "tile": None if self._tiles is None else [self._tiles.side, self._tiles.overlap],
         }
+        self._settings_sha256 = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
         path = self._out / SETTINGS_FILE
         if exists(path) and not overwrite:
             before = read_json(path)
@@ -107,7 +109,7 @@ class FileSegmenter:
         write_json(path, settings)
 
     def pending(self, files: Sequence[ImageFile]) -> list[ImageFile]:
-        """The images without a result that is newer than they are.
+        """The images without a result of these settings that is newer than they are.
 
         Raises:
             SammiError: a result of that name belongs to another image.
@@ -118,12 +120,16 @@ class FileSegmenter:
         record = self._out / f"{file.name}.json"
         if not exists(record):
             return False
-        image = read_json(record).get("image")
+        found = read_json(record)
+        image = found.get("image")
         if image != _identity(file):
             raise SammiError(
                 f"{record}: is the result of {image}, and {file.path} would overwrite it; give "
                 "another --out"
             )
+        # An interrupted --overwrite leaves results of other settings.
+        if found.get("settings_sha256") != self._settings_sha256:
+            return False
         try:
             return file.path.stat().st_mtime <= modified(record)
         except OSError:  # it is gone: reading it will say so
@@ -166,7 +172,7 @@ class FileSegmenter:
             labels = stem.parent / f"{stem.name}_labels.tif"
             one.place.write_labels(result.labels, len(result.class_names), labels)
             written.append(labels)
-        record = {"image": _identity(one.file)}
+        record = {"image": _identity(one.file), "settings_sha256": self._settings_sha256}
         return [*written, *result.write(stem.parent, stem.name, record)]
 
 

@@ -54,7 +54,8 @@ class Segmenter(TextPrompted):
     def replace_params(self, params: Mapping[str, Any]) -> None:
         """Use other parameters of the same shapes; compiled programs are kept."""
         _, state = nnx.split(build(model_maker(self.config), params))
-        self._state, self._texts = jax.device_put(state), {}
+        self._replace_state(state)
+        self.__dict__.pop("sam", None)  # it holds the old ones
 
     def _embed(self, module: Sammi, token_ids: Int[Array, "t p l"]) -> Float[Array, "t p d"]:
         return module.encode_text(token_ids)

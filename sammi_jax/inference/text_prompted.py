@@ -43,7 +43,8 @@ class TextPrompted:
         self._graphdef, state = nnx.split(module)
         self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], ClassTexts] = {}
-        self._networks: dict[int, Any] = {}  # by number of devices
+        self._networks: dict[int, tuple[Mesh, Any]] = {}  # by number of devices,
+        self._copies: dict[int, nnx.State] = {}  # and the parameters there
         self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
         self._predict = jax.jit(self._predict_batch)
         self._read = jax.jit(self._read_best)
@@ -170,11 +171,21 @@ class TextPrompted:
         count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
         if count not in self._networks:
             self._networks[count] = self._network(Mesh(np.array([devices[:count]]).T, AXES))
-        mesh, network, state = self._networks[count]
+        mesh, network = self._networks[count]
+        if count not in self._copies:
+            spread = count > 1
+            self._copies[count] = (
+                jax.device_put(self._state, replicated(mesh)) if spread else self._state
+            )
         inputs = jax.device_put(inputs, batch_sharding(mesh))
-        return network(state, inputs, text)
+        return network(self._copies[count], inputs, text)
 
-    def _network(self, mesh: Mesh) -> tuple[Mesh, Any, nnx.State]:
+    def _replace_state(self, state: nnx.State) -> None:
+        """Use other parameters: nothing that was made of the old ones is kept."""
+        self._state = jax.device_put(state)
+        self._texts, self._copies = {}, {}
+
+    def _network(self, mesh: Mesh) -> tuple[Mesh, Any]:
         layout = view_layout(self.config)
 
         def local(state: nnx.State, inputs: SegmenterInput, text: ClassTexts) -> ViewScores:
@@ -184,9 +195,7 @@ class TextPrompted:
 
             return jax.lax.map(one, inputs)
 
-        program = jax.jit(over_devices(local, mesh, (None, AXES, None), AXES))
-        state = self._state if mesh.size == 1 else jax.device_put(self._state, replicated(mesh))
-        return mesh, program, state
+        return mesh, jax.jit(over_devices(local, mesh, (None, AXES, None), AXES))
 
     def read_best(
         self, scores: ViewScores, mask: Array, classes: ClassList, size: tuple[int, int]
@@ -214,8 +223,8 @@ class TextPrompted:
             text: `ClassTexts` of arrays or of their shapes.
             size: (height, width) of the image.
         """
-        _, network, state = self._network(Mesh(np.array([jax.local_devices()[:1]]), AXES))
-        scores = jax.eval_shape(network, state, inputs, text)
+        _, network = self._network(Mesh(np.array([jax.local_devices()[:1]]), AXES))
+        scores = jax.eval_shape(network, self._state, inputs, text)
         taps: list[PixelTaps] = []
 
         def one_stripe(stripe: PixelTaps) -> tuple[NpArray, NpArray]:
@@ -225,7 +234,7 @@ class TextPrompted:
 
         read_stripes(one_stripe, self._canvas_size(scores), size)
         readout = self._read.lower(scores, text.mask, taps[0])
-        compiled = (network.lower(state, inputs, text).compile(), readout.compile())
+        compiled = (network.lower(self._state, inputs, text).compile(), readout.compile())
         first, second = (program.memory_analysis() for program in compiled)
         return first, second
 
