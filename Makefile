@@ -4,19 +4,25 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
+UV := uv>=0.9
+PIP_AUDIT := pip-audit>=2.9,<3
 SELENIUM := selenium>=4.25,<5
+# Versions with which the tests passed; `make lock` looks for newer ones.
+LOCK := tests/constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
-.PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help
+.PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help \
+	lock licenses audit release
 .DEFAULT_GOAL := help
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:[^#]*## /\t/'
 
-$(RUN_STAMP): requirements.txt pyproject.toml
+$(RUN_STAMP): requirements.txt pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed; set PYTHON=") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	$(PIP_INSTALL) -c $(LOCK) -e .
 	@touch $@
 
 # libtpu, for the test of `sammi compile`, lies apart: beside JAX it would make every command look
@@ -25,9 +31,9 @@ LIBTPU = import tomllib; print(tomllib.load(open("pyproject.toml", "rb"))["proje
 
 # open_clip_torch is wanted for one data file, CLIP's vocabulary; its own requirements are not.
 $(TEST_STAMP): $(RUN_STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "$(OPEN_CLIP)"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/tpu \
+	$(PIP_INSTALL) -c $(LOCK) -e ".[dev]"
+	$(PIP_INSTALL) --no-deps "$(OPEN_CLIP)"
+	$(PIP_INSTALL) --no-deps --upgrade --target $(VENV)/tpu \
 		"$$($(BIN)/python -c '$(LIBTPU)')"
 	@touch $@
 
@@ -59,7 +65,7 @@ test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs C
 	command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 		{ $(SUDO) apt-get update -qq && \
 		$(SUDO) apt-get install -y -qq --no-install-recommends chromium chromium-driver; }
-	$(BIN)/pip install --quiet --disable-pip-version-check "$(SELENIUM)"
+	$(PIP_INSTALL) "$(SELENIUM)"
 	$(BIN)/python -m pytest -m page tests/test_page.py
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
@@ -74,3 +80,18 @@ docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Pytho
 format: $(TEST_STAMP)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(TEST_STAMP)  ## newest versions of everything that the tests install, in tests/constraints.txt
+	$(PIP_INSTALL) "$(UV)"
+	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --extra dev --no-annotate \
+		--no-header --output-file $(LOCK) pyproject.toml
+
+licenses: $(TEST_STAMP)  ## licenses of all that users install, in docs/licenses.md
+	$(BIN)/python .ci/licenses.py docs/licenses.md
+
+audit: $(TEST_STAMP)  ## known vulnerabilities of the locked versions (asks PyPI)
+	$(PIP_INSTALL) "$(PIP_AUDIT)"
+	$(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip --requirement $(LOCK)
+
+release: $(TEST_STAMP)  ## everything of a release but its publication: make release VERSION=X.Y.Z
+	.ci/release "$(VERSION)" $(BIN)

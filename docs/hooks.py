@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "security.md": "SECURITY.md",
     "benchmarks.md": "benchmarks/README.md",
 }
 _PAGES = {source: page for page, source in ELSEWHERE.items()}
