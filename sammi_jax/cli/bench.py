@@ -56,7 +56,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--runs", type=int, default=3, metavar="N", help="warm runs of each side; default 3"
     )
     parser.add_argument(
-        "--out", metavar="FILE", type=as_path, help="JSON file that the records are added to"
+        "--out",
+        metavar="FILE",
+        type=as_path,
+        help="JSON file that the records are added to; all that it then holds are printed",
     )
     parser.add_argument(
         "--against",
@@ -87,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
             records.append(measure(name, count, args.size, args.runs))
             if args.out is not None:
                 report.write_records(args.out, records[-1:])
-    print(report.table(records))
+    shown = records if args.out is None else list(report.read_records(args.out).values())
+    print(report.table(shown))
     print(report.conditions(records[-1]))
     lines = [] if against is None else report.slower(records, against)
     for line in lines:
