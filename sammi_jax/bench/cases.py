@@ -166,13 +166,15 @@ def torch_tensors(params: Mapping[str, NpArray], config: SegmenterConfig | SamCo
 
 
 def _module(config: Any, params: Mapping[str, NpArray]) -> Any:
-    """Our module, its parameters on the device."""
+    """Our module as a loaded model has it, its parameters on the device."""
     import jax
 
+    from sammi_jax.inference.unrolled import unrolled_on_cpu
     from sammi_jax.weights.kinds import model_maker
     from sammi_jax.weights.params import build
 
-    return build(model_maker(config), jax.tree.map(jax.device_put, dict(params)))
+    module = build(model_maker(config), jax.tree.map(jax.device_put, dict(params)))
+    return unrolled_on_cpu(module)
 
 
 def _jitted(module: Any, function: Callable[..., Any], *args: Any) -> Ready:
