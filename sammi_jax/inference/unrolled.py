@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import jax
+import jax.core
 from flax import nnx
 
 from sammi_jax.layers import Stack
