@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from sammi_jax import __version__
 from sammi_jax.cli import (
+    bench,
     cache,
     convert,
     datasets,
@@ -50,6 +51,7 @@ COMMANDS = (
     cache,
     export,
     compile_command,
+    bench,
 )
 
 _DESCRIPTION = """\

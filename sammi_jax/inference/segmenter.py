@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from sammi_jax.inference.result import Proposals, ScoreMaps, Segmentation
 from sammi_jax.inference.text_prompted import CLASS_BUCKET, MASK_BUCKET, TextPrompted
 from sammi_jax.inference.tiles import TileGrid
 from sammi_jax.inference.towers import SamModel
+from sammi_jax.inference.unrolled import unrolled_on_cpu
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.sammi import Sammi
 from sammi_jax.ops.views import ViewLayout
@@ -53,7 +54,7 @@ class Segmenter(TextPrompted):
 
     def replace_params(self, params: Mapping[str, Any]) -> None:
         """Use other parameters of the same shapes; compiled programs are kept."""
-        _, state = nnx.split(build(model_maker(self.config), params))
+        _, state = nnx.split(unrolled_on_cpu(build(model_maker(self.config), params)))
         self._replace_state(state)
         self.__dict__.pop("sam", None)  # it holds the old ones
 
@@ -260,4 +261,5 @@ def load(folder: Any = DEFAULT) -> Segmenter:
         SammiError: the folder is missing, damaged, or holds another kind of model.
     """
     model = read_model(folder, ["catseg", "sammi"])
-    return Segmenter(model.config, model.params, lambda: load_tokenizer(folder, model))
+    tokenizer = partial(load_tokenizer, folder, model.tokenizer_path)
+    return Segmenter(model.config, model.params, tokenizer)

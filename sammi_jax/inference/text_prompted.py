@@ -16,6 +16,7 @@ from sammi_jax.inference.classes import ClassList
 from sammi_jax.inference.forward import Prediction, ViewScores
 from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input
 from sammi_jax.inference.readout import PixelTaps, best_class, interpolate, read_stripes
+from sammi_jax.inference.unrolled import unrolled_on_cpu
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
@@ -40,7 +41,7 @@ class TextPrompted:
         self, config: SegmenterConfig, module: nnx.Module, tokenizer: Callable[[], Tokenizer]
     ):
         self.config, self._tokenizer = config, tokenizer
-        self._graphdef, state = nnx.split(module)
+        self._graphdef, state = nnx.split(unrolled_on_cpu(module))
         self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], ClassTexts] = {}
         self._networks: dict[int, tuple[Mesh, Any]] = {}  # by number of devices,

@@ -16,6 +16,7 @@ from sammi_jax.inference import prompting
 from sammi_jax.inference.forward import sam_views
 from sammi_jax.inference.inputs import sam_input
 from sammi_jax.inference.prompting import Prompts, SamImage, SamMasks
+from sammi_jax.inference.unrolled import unrolled_on_cpu
 from sammi_jax.models.class_texts import text_embeddings
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sam.sam import Sam
@@ -36,7 +37,7 @@ class _Compiled:
     """A module whose methods run under `jax.jit`."""
 
     def __init__(self, module: nnx.Module):
-        self._graphdef, state = nnx.split(module)
+        self._graphdef, state = nnx.split(unrolled_on_cpu(module))
         self._state = jax.device_put(state)
         self._jitted = jax.jit(self._call, static_argnums=(0,), static_argnames=("multimask",))
 
@@ -388,7 +389,7 @@ def load_clip(folder: Any) -> ClipModel:
     """Load a CLIP model folder. Raises `SammiError` as `load` does."""
     model = read_model(folder, ["clip"])
     module: Any = build(model_maker(model.config), model.params)
-    return ClipModel(model.config, module, lambda: load_tokenizer(folder, model))
+    return ClipModel(model.config, module, partial(load_tokenizer, folder, model.tokenizer_path))
 
 
 def load_sam(folder: Any) -> SamModel:

@@ -1,6 +1,7 @@
 """CLIP alone as a segmenter: the baseline of the trained models."""
 
 import dataclasses
+from functools import partial
 
 from flax import nnx
 
@@ -33,7 +34,7 @@ class ZeroShot(TextPrompted):
         super().__init__(
             dataclasses.replace(config, clip=model.config, masks=None),
             build(model_maker(model.config), model.params),
-            lambda: load_tokenizer(folder, model),
+            partial(load_tokenizer, folder, model.tokenizer_path),
         )
 
     def _embed(self, module: Clip, token_ids: Int[Array, "t p l"]) -> Float[Array, "t 1 d"]:

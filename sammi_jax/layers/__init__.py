@@ -12,7 +12,7 @@ from sammi_jax.layers.basic import (
     layer_norm,
     linear,
 )
-from sammi_jax.layers.stack import Stack
+from sammi_jax.layers.stack import Stack, Unrolled
 
 __all__ = [
     "ACTIVATIONS",
@@ -23,6 +23,7 @@ __all__ = [
     "PatchEmbed",
     "Stack",
     "TransposedConv",
+    "Unrolled",
     "dot_product_attention",
     "group_norm",
     "layer_norm",

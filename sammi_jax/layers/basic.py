@@ -129,6 +129,16 @@ class TransposedConv(nnx.Module):
         out = rearrange(out, "... h w (i j d) -> ... (h i) (w j) d", i=stride, j=stride)
         return out + jnp.broadcast_to(bias, out.shape)
 
+    def in_place(self, x: Float[Array, "*b c"]) -> Float[Array, "*b p d"]:
+        """The ``p = stride**2`` cells that each cell becomes, row by row, beside each other.
+
+        `__call__` without moving them to their place in the map.
+        """
+        kernel, bias = self.kernel[...], self.bias[...]
+        out = x @ rearrange(kernel, "c i j d -> c (i j d)")
+        out = rearrange(out, "... (p d) -> ... p d", d=kernel.shape[3])
+        return out + jnp.broadcast_to(bias, out.shape)
+
 
 class Mlp(nnx.Module):
     """``fc2(activation(fc1(x)))``; the activation is a key of `ACTIVATIONS`."""

@@ -10,6 +10,7 @@ one key and value counted ``num_padding`` times; slots of absent classes are lef
 as padding. Equal to the reference up to rounding, at the cost of the real classes only.
 """
 
+from functools import partial
 from typing import Literal
 
 import jax
@@ -20,11 +21,13 @@ from flax import nnx
 from sammi_jax.layers.attention import MASKED, dot_product_attention
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
+from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
 MLP_RATIO = 4
 EPS = 1e-6
+ROWS = 1  # of the map whose cells attend at once on a CPU
 
 
 def _linear_attention(query, key, value, class_mask, padding_key, padding_value, num_padding):
@@ -146,6 +149,19 @@ class ClassAggregation(nnx.Module):
         p = pooling_size
         pooled = x[:, :, : height // p * p, : width // p * p]
         pooled = reduce(pooled, "b t (h p) (w q) c -> b t h w c", "mean", p=p, q=p)
+        attend = partial(self._attend, text=text, class_mask=class_mask, num_padding=num_padding)
+        pooled = in_pieces(attend, [pooled], axes=[2], most=ROWS)
+        # The residual inside `pooled` comes on top of this one: the reference adds it twice.
+        return x + resize(pooled, (height, width), "bilinear", align_corners=True)
+
+    def _attend(
+        self,
+        pooled: Float[Array, "b t h w c"],
+        text: Float[Array, "#b t d"],
+        class_mask: Bool[Array, "b t"],
+        num_padding: Int[Array, " b"],
+    ) -> Float[Array, "b t h w c"]:
+        """Attention and MLP, which treat each location apart."""
         pooled = pooled + self.attention(
             self.norm1(pooled),
             text,
@@ -154,6 +170,4 @@ class ClassAggregation(nnx.Module):
             self.padding_guidance[...],
             num_padding,
         )
-        pooled = pooled + self.mlp(self.norm2(pooled))
-        # The residual inside `pooled` comes on top of this one: the reference adds it twice.
-        return x + resize(pooled, (height, width), "bilinear", align_corners=True)
+        return pooled + self.mlp(self.norm2(pooled))

@@ -1,7 +1,8 @@
 """Equal blocks held as one block with stacked parameters and run by `jax.lax.scan`.
 
 One traced block instead of n: shorter programs, fewer leaves, and rematerialization that saves
-memory (inside a Python loop `jax.checkpoint` saves nothing on CPU).
+memory (inside a Python loop `jax.checkpoint` saves nothing on CPU). The price on a CPU is that
+every run copies each block's parameters out of the stack; `Unrolled` is without it.
 """
 
 from collections.abc import Callable
@@ -33,6 +34,10 @@ class Stack(nnx.Module):
             state = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *states)
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: make_block(Keys(0))))
         self.block = nnx.merge(graphdef, state)
+
+    def unrolled(self) -> "Unrolled":
+        """The same blocks, each with parameters of its own."""
+        return Unrolled([self.layer(index) for index in range(self.num_layers)])
 
     def layer(self, index: int) -> Any:
         """The block of one layer as a module; a negative index counts from the end."""
@@ -73,3 +78,30 @@ class Stack(nnx.Module):
             x, _ = jax.lax.scan(body, x, segment)
             outputs[end], start = x, end
         return x, tuple(outputs[tap + 1] for tap in taps)
+
+
+class Unrolled(nnx.Module):
+    """The blocks of a `Stack`, each with its own parameters, for inference on a CPU."""
+
+    def __init__(self, blocks: list[Any]):
+        self.blocks = nnx.List(blocks)
+
+    def layer(self, index: int) -> Any:
+        """The block of one layer; a negative index counts from the end."""
+        return self.blocks[index]
+
+    def __call__(
+        self,
+        x: Array,
+        *args: Any,
+        num_layers: int | None = None,
+        taps: tuple[int, ...] = (),
+        remat: Remat = "none",
+    ) -> tuple[Array, tuple[Array, ...]]:
+        """As `Stack.__call__`."""
+        stop = len(self.blocks) if num_layers is None else num_layers
+        outputs = {}
+        for index, block in enumerate(self.blocks[:stop]):
+            x = rematerialized(block, remat)(x, *args)
+            outputs[index] = x
+        return x, tuple(outputs[tap] for tap in taps)

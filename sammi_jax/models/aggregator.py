@@ -7,6 +7,7 @@ up to rounding); classes may be absent (``class_mask``), which gives the present
 the reference gives for them alone; ``cost_skip`` [ours] adds the scaled raw cost to the logits.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -18,6 +19,7 @@ from sammi_jax.config.model import AggregatorConfig, Remat
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
 from sammi_jax.layers.guided import guided_conv
+from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.layers.remat import rematerialized
 from sammi_jax.layers.swin import SpatialAggregation
 from sammi_jax.models.class_texts import ClassTexts
@@ -26,6 +28,7 @@ from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
 ABSENT_LOGIT = -100.0
+CLASSES = 4  # whose maps a CPU treats at once, where classes do not meet
 GROUP_SIZE = 16  # channels in a group of the decoder's norms
 # Cosines of a few tenths then start as logits around -3: about the prior of one class in many.
 SKIP_SCALE, SKIP_BIAS = 10.0, -5.0
@@ -206,11 +209,21 @@ class Aggregator(nnx.Module):
         if injection is not None:
             x = injection.add_evidence(0, x, cost)
         for layer in self.layers:
-            x = stage(layer.spatial)(x, appearance)
+            spatial = stage(partial(layer.spatial, appearance=appearance))
+            x = in_pieces(spatial, [x], axes=[1], most=CLASSES)
             classes = partial(layer.classes, pooling_size=pooling_size)
             x = stage(classes)(x, text, mask, num_padding)
-        decode = partial(self.decode, injection=injection)  # its evidence is recomputed as well
-        logits = stage(decode)(x, self.project_guidance(decoder_guidance), cost)
+        guidance = self.project_guidance(decoder_guidance)
+        if injection is None or injection.scores is None:  # no evidence
+            decode = stage(partial(self.decode, guidance=guidance))
+            logits = in_pieces(decode, [x], axes=[1], most=CLASSES)
+        else:
+
+            def decode_with(x: Array, cost: Array, scores: Array) -> Array:
+                return self.decode(x, guidance, cost, replace(injection, scores=scores))
+
+            parts = [x, cost, injection.scores]  # the evidence is recomputed as well
+            logits = in_pieces(stage(decode_with), parts, axes=[1, 3, 2], most=CLASSES)
         if self.config.cost_skip:
             raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
             size = (logits.shape[2], logits.shape[3])

@@ -146,9 +146,14 @@ def class_tokens(
     check_templates(templates)
     texts = [text for template in templates for text in prompts(class_names, template)]
     rows = tokenizer(texts, context_length)
-    longest = int(rows.argmax(axis=1).max()) + 1  # the end token has the largest id
-    rows = rows[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP]
+    rows = without_padding(rows)
     return rearrange(rows, "(p t) l -> t p l", p=len(templates))
+
+
+def without_padding(rows: Int[NpArray, "n l"]) -> Int[NpArray, "n m"]:
+    """Token rows as long as the longest text among them, or up to 7 more: a multiple of 8."""
+    longest = int(rows.argmax(axis=1).max()) + 1  # the end token has the largest id
+    return rows[:, : -(-longest // LENGTH_STEP) * LENGTH_STEP]
 
 
 def _read(path: Path, read) -> Tokenizer:

@@ -317,15 +317,20 @@ def _widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32, copy=False) if value.dtype.name in DTYPES else value
 
 
-def load_tokenizer(folder: PathLike, model: ModelFolder | Description) -> Tokenizer:
+def load_tokenizer(folder: PathLike, path: Path | None) -> Tokenizer:
     """The tokenizer of a model folder.
+
+    Args:
+        folder: as errors should name it.
+        path: of its ``tokenizer.json`` (`ModelFolder.tokenizer_path`). Not the `ModelFolder`, whose
+            weights what reads the tokenizer later would keep in memory.
 
     Raises:
         SammiError: it holds none.
     """
-    if model.tokenizer_path is None:
+    if path is None:
         raise SammiError(
             f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer, "
             "a folder with tokenizer.json, vocab.json and merges.txt, or OpenAI's vocabulary"
         )
-    return Tokenizer.from_folder(model.tokenizer_path.parent)
+    return Tokenizer.from_folder(path.parent)

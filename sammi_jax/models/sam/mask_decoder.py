@@ -2,7 +2,9 @@
 
 Original: facebookresearch/segment-anything, segment_anything/modeling/mask_decoder.py.
 
-Deviations: for one prompt (callers map over prompts); only the masks that are asked for are made.
+Deviations: for one prompt (callers map over prompts); only the masks that are asked for are made;
+norm, GELU and the products with the masks' kernels run where the up-sampled cells come to be, and
+only the masks are brought into the order of a map: equal up to rounding.
 """
 
 import jax
@@ -33,17 +35,17 @@ class MlpHead(nnx.Module):
 
 
 class OutputUpscaling(nnx.Module):
-    """Image tokens at four times the resolution and an eighth of the channels."""
+    """Image tokens at four times the resolution and an eighth of the channels, twice by two."""
 
     def __init__(self, dim: int, *, rngs: nnx.Rngs):
         self.conv1 = TransposedConv(dim, dim // 4, 2, rngs=rngs)
         self.norm = layer_norm(dim // 4, eps=1e-6, rngs=rngs)
         self.conv2 = TransposedConv(dim // 4, dim // 8, 2, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "h w c"]) -> Float[Array, "h4 w4 d"]:
-        """Up-sample."""
+    def __call__(self, x: Float[Array, "n c"]) -> Float[Array, "n 4 4 d"]:
+        """The 4 x 4 cells that each token becomes: quarters row by row, and their quarters."""
         gelu = ACTIVATIONS["gelu"]
-        return gelu(self.conv2(gelu(self.norm(self.conv1(x)))))
+        return gelu(self.conv2.in_place(gelu(self.norm(self.conv1.in_place(x)))))
 
 
 class MaskDecoder(nnx.Module):
@@ -90,10 +92,13 @@ class MaskDecoder(nnx.Module):
         tokens, image = self.transformer(
             tokens, rearrange(image + dense, flat), rearrange(image_pe, flat)
         )
-        upscaled = self.output_upscaling(rearrange(image, "(h w) c -> h w c", h=grid))
+        upscaled = self.output_upscaling(image)
         num_masks = len(self.output_hypernetworks_mlps)
         wanted = range(1, num_masks) if multimask else range(1)
         kernels = [self.output_hypernetworks_mlps[i](tokens[1 + i]) for i in wanted]
-        masks = jnp.einsum("mc,hwc->mhw", jnp.stack(kernels), upscaled)
+        masks = jnp.einsum("nabc,mc->nabm", upscaled, jnp.stack(kernels))
+        masks = rearrange(
+            masks, "(h w) (i j) (k l) m -> m (h i k) (w j l)", h=grid, i=2, j=2, k=2, l=2
+        )
         iou = self.iou_prediction_head(tokens[0])
         return masks, iou[wanted.start : wanted.stop]

@@ -5,6 +5,8 @@ facebookresearch/segment-anything, segment_anything/modeling/sam.py. Pixels are 
 brought back to the original image by `sammi_jax.ops.sam_image`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -16,7 +18,8 @@ from sammi_jax.models.sam.mask_decoder import MaskDecoder
 from sammi_jax.models.sam.prompt_encoder import PromptEncoder
 from sammi_jax.typing import Array, Float, Int
 
-PROMPT_CHUNK = 4  # prompts of an image that are decoded at once: more would leave a CPU's cache
+PROMPT_CHUNK = 4  # prompts of an image that are decoded at once
+CPU_PROMPTS = 1  # the same on a CPU: more would leave its cache
 
 
 class Sam(nnx.Module):
@@ -104,10 +107,18 @@ class Sam(nnx.Module):
 
         # Images stay side by side, so that they may be sharded; prompts are processed in chunks.
         prompts = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (sparse, masks))
-        out = jax.lax.map(
-            lambda prompt: jax.vmap(decode_one)(embeddings, *prompt),
+
+        def decode_all(prompts: tuple[Array, Array | None], chunk: int) -> tuple[Array, Array]:
+            return jax.lax.map(
+                lambda prompt: jax.vmap(decode_one)(embeddings, *prompt),
+                prompts,
+                batch_size=min(chunk, given.shape[1]),
+            )
+
+        out = jax.lax.platform_dependent(
             prompts,
-            batch_size=min(PROMPT_CHUNK, given.shape[1]),
+            cpu=partial(decode_all, chunk=CPU_PROMPTS),
+            default=partial(decode_all, chunk=PROMPT_CHUNK),
         )
         low_res_masks, iou = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1).astype(jnp.float32), out)
         return low_res_masks, iou

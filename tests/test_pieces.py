@@ -1,0 +1,119 @@
+"""Pieces of a large array: the same values and derivatives as the whole."""
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from sammi_jax.config.model import AggregatorConfig
+from sammi_jax.layers import pieces
+from sammi_jax.layers.pieces import in_pieces
+from sammi_jax.models import aggregator as aggregator_module
+from sammi_jax.models.aggregator import Aggregator
+from sammi_jax.models.class_texts import ClassTexts
+from tests.parity import assert_parity
+from tests.test_aggregator import CONFIG, _random, _random_inputs
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """As if a CPU's cache held nothing, so that small arrays are cut."""
+    monkeypatch.setattr(pieces, "CACHE", 0)
+
+
+def shapes_seen(count, most, axis=1):
+    """The slices that a function is given at once."""
+    seen = []
+
+    def function(x):
+        seen.append(x.shape[axis])
+        return x
+
+    shape = [2, 3, 4]
+    shape[axis] = count
+    x = jnp.arange(float(np.prod(shape))).reshape(shape)
+    out = jax.jit(lambda x: in_pieces(function, [x], axes=[axis], most=most))(x)
+    np.testing.assert_array_equal(out, x)
+    return set(seen)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(12, 4, 4), (10, 4, 2), (9, 4, 3), (7, 4, 1), (3, 4, 3)]
+)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_pieces_divide_the_slices(no_cache, count, most, size, axis):
+    """Both forms are traced: the whole, which other platforms run, and the pieces."""
+    assert shapes_seen(count, most, axis) == {count, size}
+
+
+def test_what_fits_the_cache_is_not_cut():
+    assert shapes_seen(12, 4) == {12}
+
+
+def test_values_and_derivatives(no_cache, rng):
+    """Of several arrays with the slices along different axes, and of what is closed over."""
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), "f")  # noqa: E731
+    x, y, kernel = normal(2, 6, 3), normal(6, 5), normal(3, 5)
+
+    def loss(cut, x, y, kernel):
+        def function(x, y):
+            return jnp.tanh(x @ kernel) * y[None]
+
+        out = in_pieces(function, [x, y], axes=[1, 0], most=2) if cut else function(x, y)
+        return jnp.sum(jnp.square(out)), out
+
+    run = jax.jit(jax.value_and_grad(loss, (1, 2, 3), has_aux=True), static_argnums=0)
+    ours, reference = (run(cut, x, y, kernel) for cut in (True, False))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(reference), strict=True):
+        assert_parity(a, b, 1e-6, "pieces")
+
+
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_aggregation_in_pieces(monkeypatch, rng, pooling):
+    """Six classes, four at most at once: logits and gradients of the whole."""
+    graphdef, state = nnx.split(_random(lambda: Aggregator(CONFIG, 12, rngs=nnx.Rngs(0)), rng))
+    dense, text, guidance = _random_inputs(rng, classes=6)
+    cost = jnp.asarray(rng.normal(size=(2, 8, 8, 6, 2)), "f")
+
+    def logits(state):
+        texts = ClassTexts(text, jnp.ones(6, bool))
+        return nnx.merge(graphdef, state)(cost, texts, dense, guidance, pooling)
+
+    def loss(state):
+        return jnp.mean(jnp.square(logits(state)))
+
+    # Whole functions anew: JAX keeps the programs of those that it has seen.
+    run = lambda: jax.jit(lambda s: (logits(s), jax.grad(loss)(s)))(state)  # noqa: E731
+    whole = run()
+    monkeypatch.setattr(pieces, "CACHE", 0)
+    sizes = []
+    cut = pieces.in_pieces
+
+    def watched(function, xs, axes, most):
+        sizes.append((xs[0].shape[axes[0]], most))
+        return cut(function, xs, axes, most)
+
+    monkeypatch.setattr(aggregator_module, "in_pieces", watched)
+    ours = run()
+    assert set(sizes) == {(6, aggregator_module.CLASSES)}
+    assert_parity(ours[0], whole[0], 1e-6, "logits in pieces")
+    for a, b in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(whole[1]), strict=True):
+        assert_parity(a, b, 1e-5, "gradient in pieces")
+
+
+def test_the_published_sizes_are_cut():
+    """20 classes of the published size are more than the cache takes."""
+    config = AggregatorConfig()
+    maps = 20 * config.grid_size**2 * config.hidden_dim * 4
+    assert maps > pieces.CACHE
+
+
+def test_a_number_that_is_not_known_is_not_cut(no_cache):
+    """Programs for any number of classes are exported (`sammi_jax.export.programs`)."""
+    (count,) = jax.export.symbolic_shape("t")
+    x = jax.ShapeDtypeStruct((2, count, 3), jnp.float32)
+    exported = jax.export.export(jax.jit(lambda x: in_pieces(jnp.tanh, [x], axes=[1], most=4)))(x)
+    values = np.linspace(-1, 1, 30, dtype="f").reshape(2, 5, 3)
+    np.testing.assert_allclose(exported.call(values), np.tanh(values), rtol=1e-6)
