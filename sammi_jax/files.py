@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +19,11 @@ from typing import IO, Any, Literal
 
 from sammi_jax import object_store
 from sammi_jax.errors import SammiError, one_line
-from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, as_path
+from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, Stored, as_path
 
 # Folders that file servers, archivers and notebooks leave beside a user's files.
 _LITTER = {"@eaDir", "__MACOSX", "lost+found"}
+_DOWNLOADS = 8  # at the same time
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -188,14 +190,45 @@ def local_copy(
         raise SammiError(f"{path}: no such file or folder in the bucket {bucket}")
     if UNFINISHED in found:
         raise SammiError(f"{path}: is not complete; run the command that writes it again")
-    key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
-    top = _cache_folder() / key / path.name
-    for name, stored in found.items():
-        file = top / name
-        if wanted(name) and not (file.is_file() and file.stat().st_size == stored.size):
-            with atomic_file(file) as temporary:
-                object_store.get(path / name if name else path, temporary)
+    top = _cached(path, found)
+
+    def fetch(name: str) -> None:
+        with atomic_file(top / name) as temporary:
+            object_store.get(path / name if name else path, temporary)
+
+    missing = [
+        name
+        for name, stored in found.items()
+        if wanted(name)
+        and not ((top / name).is_file() and (top / name).stat().st_size == stored.size)
+    ]
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        try:
+            for _ in pool.map(fetch, missing):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return top
+
+
+def keep_copy(source: Path, folder: AnyPath) -> None:
+    """Move a folder that was just uploaded to where `local_copy` looks for the copy of it.
+
+    Args:
+        source: on this machine.
+        folder: in a bucket, with the same content.
+    """
+    top = _cached(folder, object_store.list_objects(folder))
+    top.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(top, ignore_errors=True)
+    rename_folder(source, top)
+
+
+def _cached(path: AnyPath, found: dict[str, Stored]) -> Path:
+    """Where the copy of these objects lies; of changed ones it lies elsewhere."""
+    key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
+    return _cache_folder() / key / path.name
 
 
 def staging_folder(folder: AnyPath) -> Path:

@@ -5,7 +5,7 @@ catalogue needs neither.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ def count_records(path: Path) -> int:
 def write_metadata(
     folder: Path,
     name: str,
-    splits: Mapping[str, Sequence[Path]],
+    splits: Mapping[str, Mapping[Path, int]],
     label_dtype: type[np.number],
     metadata: Mapping[str, Any],
 ) -> None:
@@ -63,7 +63,7 @@ def write_metadata(
     Args:
         folder: holds the shards.
         name: of the data set.
-        splits: the shards of each split, in order.
+        splits: the shards of each split, in order, and how many records each holds.
         label_dtype: as given to `write_shard`.
         metadata: kept with the data; ``title``, ``home`` and ``licence`` go to TFDS as well.
     """
@@ -73,8 +73,8 @@ def write_metadata(
     infos = [
         tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[count_records(path) for path in paths],
-            num_bytes=sum(path.stat().st_size for path in paths),
+            shard_lengths=list(shards.values()),
+            num_bytes=sum(path.stat().st_size for path in shards),
             filename_template=tfds.core.ShardedFileTemplate(
                 data_dir=epath.Path(folder),
                 dataset_name=name,
@@ -82,7 +82,7 @@ def write_metadata(
                 filetype_suffix="array_record",
             ),
         )
-        for split, paths in splits.items()
+        for split, shards in splits.items()
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
