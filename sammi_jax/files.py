@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
@@ -190,10 +191,10 @@ def local_copy(
         raise SammiError(f"{path}: no such file or folder in the bucket {bucket}")
     if UNFINISHED in found:
         raise SammiError(f"{path}: is not complete; run the command that writes it again")
-    top = _cached(path, found)
+    top = cached_folder(path, found)
 
     def fetch(name: str) -> None:
-        with atomic_file(top / name) as temporary:
+        with full_disk(top), atomic_file(top / name) as temporary:
             object_store.get(path / name if name else path, temporary)
 
     missing = [
@@ -212,6 +213,20 @@ def local_copy(
     return top
 
 
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """A full disk as one line, where the cache of buckets is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT):
+            raise
+        raise SammiError(
+            f"{folder}: no space is left for the copy of what is in the bucket; delete old copies "
+            f"in {_cache_folder()}, or set XDG_CACHE_HOME to a folder of a larger disk"
+        ) from error
+
+
 def keep_copy(source: Path, folder: AnyPath) -> None:
     """Move a folder that was just uploaded to where `local_copy` looks for the copy of it.
 
@@ -219,14 +234,19 @@ def keep_copy(source: Path, folder: AnyPath) -> None:
         source: on this machine.
         folder: in a bucket, with the same content.
     """
-    top = _cached(folder, object_store.list_objects(folder))
+    top = cached_folder(folder, object_store.list_objects(folder))
     top.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(top, ignore_errors=True)
     rename_folder(source, top)
 
 
-def _cached(path: AnyPath, found: dict[str, Stored]) -> Path:
-    """Where the copy of these objects lies; of changed ones it lies elsewhere."""
+def cached_folder(path: AnyPath, found: dict[str, Stored]) -> Path:
+    """Where on this machine a copy of objects lies; of changed ones it lies elsewhere.
+
+    Args:
+        path: in a bucket.
+        found: the objects there.
+    """
     key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
     return _cache_folder() / key / path.name
 
