@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
 
-from sammi_jax.data.prepare.records import read_record
+from sammi_jax.data.prepare.records import has_index, read_record
 from sammi_jax.errors import SammiError
 from sammi_jax.files import cached_folder, full_disk
 from sammi_jax.object_store import AnyPath, Stored, list_objects, read_range
@@ -68,9 +68,8 @@ class BucketRecords:
         record = read_record(file, position)
         if record is None:
             self._download(shard, file, *shard.offsets[position : position + 2])
-            record = read_record(file, position)
-        if record is None:  # the first one of its shard
-            self._download(shard, file, shard.offsets[-1], shard.stored.size)
+            if not has_index(file, len(shard.offsets) - 1):  # it is the first one of its shard
+                self._download(shard, file, shard.offsets[-1], shard.stored.size)
             record = read_record(file, position)
         if record is None:
             raise self._error(shard)

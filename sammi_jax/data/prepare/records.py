@@ -77,6 +77,14 @@ def read_record(path: Path, position: int) -> bytes | None:
             reader.close()
 
 
+def has_index(path: Path, num_records: int) -> bool:
+    """Whether a shard has its index, at its end; records may be missing."""
+    try:
+        return count_records(path) == num_records
+    except RuntimeError:
+        return False
+
+
 def write_metadata(
     folder: Path,
     name: str,
