@@ -115,10 +115,10 @@ def print_table(found: dict[int, list[tuple[float, ...]]], images: int) -> None:
         prepared, used, examined, used_again = (
             statistics.median(run[column] for run in runs) for column in range(4)
         )
-        least = COCO_IMAGES * (used + used_again) / images / processes / 60
+        minutes = COCO_IMAGES * least / images / processes / 60
         print(
             f"| {processes} | {images / prepared:.0f} | {1000 * used / images:.1f} "
-            f"| {images / examined:.0f} | {1000 * used_again / images:.1f} | {least:.0f} |"
+            f"| {images / examined:.0f} | {1000 * used_again / images:.1f} | {minutes:.0f} |"
         )
 
 
