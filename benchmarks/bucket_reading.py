@@ -4,8 +4,8 @@ A bucket here is gcp-storage-emulator in another process, behind a port that pas
 on after `--latency` milliseconds. Images of 640 x 480 with labels (170 kB together) are prepared
 into it and read as in training, in crops of 384 and batches of 4, with an empty cache; then the
 same again from the cache. "Records" are only downloaded and checked, not decoded, which shows what
-the threads hide where the CPU is not the limit. More than some 30 threads overrun the emulator, which
-answers one request at a time and lets five wait.
+the threads hide where the CPU is not the limit. More than some 30 threads overrun the emulator,
+which answers one request at a time and lets five wait.
 
 Command:   python benchmarks/bucket_reading.py [--images 512] [--latency 50]
 Hardware:  two CPU cores, 5 minutes; needs the `dev` extra
