@@ -101,6 +101,7 @@ def waiting(tmp_path):
     yield source, pipe, content, process, writer
     process.kill()
     process.wait()
+    process.stderr.close()
 
 
 def assert_resumes(source, pipe, content, data_dir, tmp_path):
