@@ -30,13 +30,19 @@ NUM_FILES, WARM_UP = 64, 12  # batches: more than are made ahead
 Timing = tuple[float, float | None]  # images/s; CPU milliseconds an image, where they are known
 
 
-def generate_files(folder: Path) -> None:
-    """Images with structure at every scale, and labels of a few dozen regions."""
+def generate_files(folder: Path, quality: int = 90, count: int = NUM_FILES) -> None:
+    """Images with structure at every scale, and labels of a few dozen regions.
+
+    Args:
+        folder: to which ADE20K's folder is added.
+        quality: of the JPEG files.
+        count: how many.
+    """
     root = folder / "ADEChallengeData2016"
     images, labels = root / "images/validation", root / "annotations/validation"
     images.mkdir(parents=True)
     labels.mkdir(parents=True)
-    for number in range(NUM_FILES):
+    for number in range(count):
         rng = np.random.default_rng(number)
         image = np.zeros((*SIZE, 3), np.float32)
         for cells, strength in ((4, 60), (16, 40), (64, 25), (240, 12)):
@@ -47,7 +53,7 @@ def generate_files(folder: Path) -> None:
                     layer.resize((SIZE[1], SIZE[0]), Image.Resampling.BICUBIC)
                 )
         pixels = np.clip(image + 128, 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(images / f"{number:04d}.jpg", quality=90)
+        Image.fromarray(pixels).save(images / f"{number:04d}.jpg", quality=quality)
         sites = rng.uniform(0, 1, (30, 2)) * SIZE
         rows, columns = np.indices(SIZE)
         distance = [(rows - y) ** 2 + (columns - x) ** 2 for y, x in sites]

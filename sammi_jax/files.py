@@ -11,17 +11,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
 
 from sammi_jax import object_store
 from sammi_jax.errors import SammiError, one_line
-from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, as_path
+from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, Stored, as_path
 
 # Folders that file servers, archivers and notebooks leave beside a user's files.
 _LITTER = {"@eaDir", "__MACOSX", "lost+found"}
+_DOWNLOADS = 8  # at the same time
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
@@ -188,14 +191,64 @@ def local_copy(
         raise SammiError(f"{path}: no such file or folder in the bucket {bucket}")
     if UNFINISHED in found:
         raise SammiError(f"{path}: is not complete; run the command that writes it again")
-    key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
-    top = _cache_folder() / key / path.name
-    for name, stored in found.items():
-        file = top / name
-        if wanted(name) and not (file.is_file() and file.stat().st_size == stored.size):
-            with atomic_file(file) as temporary:
-                object_store.get(path / name if name else path, temporary)
+    top = cached_folder(path, found)
+
+    def fetch(name: str) -> None:
+        with full_disk(top), atomic_file(top / name) as temporary:
+            object_store.get(path / name if name else path, temporary)
+
+    missing = [
+        name
+        for name, stored in found.items()
+        if wanted(name)
+        and not ((top / name).is_file() and (top / name).stat().st_size == stored.size)
+    ]
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        try:
+            for _ in pool.map(fetch, missing):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return top
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """A full disk as one line, where the cache of buckets is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (ENOSPC, EDQUOT):
+            raise
+        raise SammiError(
+            f"{folder}: no space is left for the copy of what is in the bucket; delete old copies "
+            f"in {_cache_folder()}, or set XDG_CACHE_HOME to a folder of a larger disk"
+        ) from error
+
+
+def keep_copy(source: Path, folder: AnyPath) -> None:
+    """Move a folder that was just uploaded to where `local_copy` looks for the copy of it.
+
+    Args:
+        source: on this machine.
+        folder: in a bucket, with the same content.
+    """
+    top = cached_folder(folder, object_store.list_objects(folder))
+    top.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(top, ignore_errors=True)
+    rename_folder(source, top)
+
+
+def cached_folder(path: AnyPath, found: dict[str, Stored]) -> Path:
+    """Where on this machine a copy of objects lies; of changed ones it lies elsewhere.
+
+    Args:
+        path: in a bucket.
+        found: the objects there.
+    """
+    key = hashlib.sha256(repr((str(path), found)).encode()).hexdigest()[:16]
+    return _cache_folder() / key / path.name
 
 
 def staging_folder(folder: AnyPath) -> Path:

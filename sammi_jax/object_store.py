@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import EINVAL
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -145,7 +146,7 @@ def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, St
         name = key.removeprefix(top).lstrip("/")
         if ".." in PurePosixPath(name).parts:
             raise SammiError(f"{path}: holds an object named {name!r}, which is no file name")
-        version = str(info.get("etag") or info.get("ETag") or info.get("generation"))
+        version = str(info.get("generation") or info.get("ETag"))  # Google's, Amazon's
         objects[name] = Stored(int(info["size"]), version)
     return objects
 
@@ -189,6 +190,48 @@ def read_bytes(path: AnyPath) -> bytes:
         except FileNotFoundError:
             pass
     raise FileNotFoundError(2, "No such object in the bucket", str(path))
+
+
+def read_range(path: AnyPath, begin: int, end: int, version: str) -> bytes | None:
+    """The bytes from ``begin`` to ``end`` of an object; None: it does not have that version.
+
+    Args:
+        path: in a bucket.
+        begin: offset of the first byte.
+        end: offset behind the last one.
+        version: of `list_objects`.
+
+    Raises:
+        SammiError: the bucket cannot be read.
+    """
+    from fsspec.asyn import sync
+
+    files: Any = _files(path)
+    is_google = str(path).startswith("gs://")
+    with bucket_errors(path):
+        try:
+            if is_google:
+                content: bytes = files.cat_file(str(path), begin, end, generation=version)
+            else:
+                content = sync(files.loop, _read_s3, files, str(path), begin, end, version) or b""
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            if not is_google and getattr(error, "errno", None) == EINVAL:  # precondition failed
+                return None
+            if getattr(error, "code", None) in (416, "416"):  # it is shorter
+                return None
+            raise
+    return content if len(content) == end - begin else None
+
+
+async def _read_s3(files: Any, path: str, begin: int, end: int, version: str) -> bytes:
+    """s3fs's ``cat_file`` takes no condition."""
+    bucket, key, _ = files.split_path(path)
+    span = f"bytes={begin}-{end - 1}"
+    answer = await files._call_s3("get_object", Bucket=bucket, Key=key, Range=span, IfMatch=version)
+    async with answer["Body"] as body:
+        return await body.read()
 
 
 def put(path: AnyPath, content: bytes | Path) -> None:

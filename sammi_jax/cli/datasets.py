@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sammi_jax.data.prepare.layout import Layout
     from sammi_jax.data.vocabulary import Vocabulary
 
+_IMAGES_A_PROCESS = 1000  # that are examined: for fewer, starting another one takes longer
 _DESCRIPTION = """\
 The data sets that this package knows: the six standard ones, COCO-Stuff, and the 22 of MESS.
 
@@ -64,6 +65,13 @@ def add_parser(subparsers: Any) -> None:
     )
     prepare.add_argument(
         "--allow-incomplete", action="store_true", help="accept a source that lacks files"
+    )
+    prepare.add_argument(
+        "--processes",
+        metavar="N",
+        type=int,
+        help="how many work at the same time (default: one for each CPU, at most 16); the result "
+        "does not depend on it",
     )
     prepare.set_defaults(run=_prepare)
     for action in (listing, show, prepare):
@@ -155,17 +163,22 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from sammi_jax.data.prepare.pool import default_processes
     from sammi_jax.data.prepare.write import prepare
 
+    processes = default_processes() if args.processes is None else args.processes
+    if processes < 1:
+        raise SammiError(f"--processes {processes}: give at least 1")
     folder = prepare(
         args.name,
         args.source,
         args.data_dir,
         splits=args.split,
         allow_incomplete=args.allow_incomplete,
+        processes=processes,
     )
     print(f"{folder}: prepared")
-    return _examine_prepared(args.name, args.data_dir)
+    return _examine_prepared(args.name, args.data_dir, processes)
 
 
 def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
@@ -187,7 +200,7 @@ def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
     print("  texts     " + "; ".join(vocabulary.texts))
 
 
-def _examine_prepared(name: str, data_dir: AnyPath) -> int:
+def _examine_prepared(name: str, data_dir: AnyPath, processes: int = 1) -> int:
     from sammi_jax.data.catalogue import find_prepared, open_dataset
     from sammi_jax.data.prepare.records import split_names
     from sammi_jax.files import read_json
@@ -196,7 +209,7 @@ def _examine_prepared(name: str, data_dir: AnyPath) -> int:
     if not read_json(folder / "metadata.json")["complete"]:
         print(f"\n{folder}: prepared from an incomplete source")
     codes = [
-        _examine(open_dataset(f"{name}/{split}", data_dir=data_dir))
+        _examine(open_dataset(f"{name}/{split}", data_dir=data_dir), processes)
         for split in split_names(folder)
     ]
     _print_group(name, data_dir)
@@ -226,13 +239,19 @@ def _print_group(name: str, data_dir: AnyPath) -> None:
     print(random_line(mean, get_vocabulary(name).random_miou))
 
 
-def _examine(dataset: Any) -> int:
+def _examine(dataset: Any, processes: int = 1) -> int:
     """Examine a set and print the report; the exit code is 1 if it cannot be evaluated."""
     from sammi_jax.data.prepare.doctor import examine
     from sammi_jax.data.prepare.report import report_lines
     from sammi_jax.data.vocabulary import get_vocabulary, tasks_of, vocabulary_names
 
-    report = examine(dataset.source, dataset.num_classes, dataset.ignore_label, progress=True)
+    report = examine(
+        dataset.source,
+        dataset.num_classes,
+        dataset.ignore_label,
+        progress=True,
+        processes=min(processes, -(-len(dataset.source) // _IMAGES_A_PROCESS)),
+    )
     name = dataset.name.partition("/")[0]
     if name in vocabulary_names():
         vocabulary = get_vocabulary(name)

@@ -3,17 +3,20 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
+from sammi_jax.data.bucket_records import BucketRecords, check_shards
 from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenShapes, get_view
 from sammi_jax.data.prepare.known_sets import get_layout
+from sammi_jax.data.prepare.record_offsets import read_offsets
+from sammi_jax.data.prepare.records import shard_prefix
 from sammi_jax.data.prepare.write import prepared_folder
 from sammi_jax.data.sources import FolderSource, PreparedSource
 from sammi_jax.data.user_folder import read_user_folder
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
-from sammi_jax.files import local_copy, read_json
-from sammi_jax.object_store import AnyPath, as_path, exists
+from sammi_jax.files import file_sizes, local_copy, read_json
+from sammi_jax.object_store import AnyPath, as_path, exists, is_bucket
 
 USER_FOLDER = "folder:"  # how the name of a user folder begins
 
@@ -73,7 +76,10 @@ def dataset_names() -> list[str]:
 
 
 def open_dataset(
-    name: str, num_examples: int | None = None, data_dir: AnyPath | None = None
+    name: str,
+    num_examples: int | None = None,
+    data_dir: AnyPath | None = None,
+    record_by_record: bool = False,
 ) -> Dataset:
     """Open a data set.
 
@@ -83,6 +89,8 @@ def open_dataset(
             (`sammi_jax.data.user_folder`).
         num_examples: use the first ones only.
         data_dir: the folder of the prepared sets.
+        record_by_record: if ``data_dir`` is in a bucket, download each record when it is first read
+            (`sammi_jax.data.bucket_records`), instead of all now.
 
     Raises:
         SammiError: there is no such data set, or it is not prepared.
@@ -92,7 +100,7 @@ def open_dataset(
     if name in dataset_names():
         return _open_shapes(name, num_examples)
     if name.partition("/")[0] in vocabulary_names():
-        return _open_prepared(name, num_examples, data_dir)
+        return _open_prepared(name, num_examples, data_dir, record_by_record)
     if Path(name).exists():
         raise SammiError(f"{name}: is a path; for a set of your own give {USER_FOLDER}{name}")
     known = [*dataset_names(), *vocabulary_names()]
@@ -134,14 +142,15 @@ def _open_user_folder(name: str, num_examples: int | None) -> Dataset:
     )
 
 
-def _open_prepared(name: str, num_examples: int | None, data_dir: AnyPath | None) -> Dataset:
+def _open_prepared(
+    name: str, num_examples: int | None, data_dir: AnyPath | None, record_by_record: bool
+) -> Dataset:
     set_name, _, split = name.partition("/")
     layout, vocabulary = get_layout(set_name), get_vocabulary(set_name)
     split = layout.split(split).name if split else layout.splits[0].name
-    folder = find_prepared(set_name, data_dir, split)
     return Dataset(
         name=name,
-        source=PreparedSource(folder, split, num_examples),
+        source=_prepared_source(set_name, split, num_examples, data_dir, record_by_record),
         class_names=vocabulary.texts,
         merge=vocabulary.merge,
         ignore_label=vocabulary.ignore_index,
@@ -152,6 +161,23 @@ def _open_prepared(name: str, num_examples: int | None, data_dir: AnyPath | None
         column=vocabulary.column,
         vocabulary_sha256=vocabulary.sha256,
     )
+
+
+def _prepared_source(
+    name: str,
+    split: str,
+    num_examples: int | None,
+    data_dir: AnyPath | None,
+    record_by_record: bool,
+) -> PreparedSource:
+    folder = find_prepared(name, data_dir)
+    stored = prepared_folder(cast(AnyPath, data_dir), name)  # None raised an error
+    shards = read_offsets(folder, shard_prefix(name, split))
+    if shards:
+        if record_by_record and is_bucket(stored):
+            return PreparedSource(folder, split, num_examples, BucketRecords(stored, shards))
+        check_shards(stored, shards, {file.name: n for file, n in file_sizes(stored).items()})
+    return PreparedSource(find_prepared(name, data_dir, split), split, num_examples)
 
 
 def find_prepared(name: str, data_dir: AnyPath | None, split: str = "") -> Path:
@@ -173,7 +199,7 @@ def find_prepared(name: str, data_dir: AnyPath | None, split: str = "") -> Path:
     folder = prepared_folder(data_dir, name)
     if not exists(folder):
         raise SammiError(f"{name}: not prepared in {data_dir}; run: {command}")
-    records = f"{name}-{split}.array_record-"
+    records = shard_prefix(name, split)
     folder = local_copy(folder, wanted=lambda n: n.endswith(".json") or n.startswith(records))
     if read_json(folder / "metadata.json").get("vocabulary_sha256") != get_vocabulary(name).sha256:
         raise SammiError(f"{folder}: prepared with other class names; remove it and run: {command}")

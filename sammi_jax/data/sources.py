@@ -13,6 +13,7 @@ from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from PIL import Image
 
+from sammi_jax.data.bucket_records import BucketRecords
 from sammi_jax.data.prepare.labels import read_index
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.prepare.pixels import label_from_png
@@ -49,15 +50,22 @@ class PreparedSource:
         directory: the folder with ``dataset_info.json``.
         split: one that was prepared.
         num_examples: use the first ones only.
+        records: random access to the serialized records; None: the shards in ``directory``.
 
     Raises:
         SammiError: not a prepared set, without that split, or with fewer than ``num_examples``.
     """
 
-    def __init__(self, directory: str | Path, split: str, num_examples: int | None = None):
-        self._directory = Path(directory)
+    def __init__(
+        self,
+        directory: str | Path,
+        split: str,
+        num_examples: int | None = None,
+        records: BucketRecords | None = None,
+    ):
+        self._directory, self.is_remote = Path(directory), records is not None
         try:
-            self._records = open_records(self._directory, split)
+            self._records = open_records(self._directory, split, records)
         except (ValueError, KeyError, OSError) as error:
             raise SammiError(
                 f"{directory}: cannot open split {split!r} ({one_line(error)}); prepare it with "

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.config.model import SamConfig
 from sammi_jax.data.input.embeddings import CacheInfo, CacheWriter, writing_cache
-from sammi_jax.data.input.pipeline import in_order, iterate
+from sammi_jax.data.input.pipeline import in_order, iterate, threads_for
 from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam.image_encoder import ImageEncoder
@@ -93,8 +93,9 @@ def _write_all(
     start = writer.done // size
     if start == len(batches):
         return
+    threads = threads_for(dataset.source)
     with (
-        closing(iterate(batches, start, config.data.workers)) as made,
+        closing(iterate(batches, start, config.data.workers, threads)) as made,
         tqdm(total=total, initial=start * size, unit="image", disable=None) as bar,
     ):
         for number, batch in enumerate(made, start):

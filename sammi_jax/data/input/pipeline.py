@@ -14,8 +14,8 @@ from absl import flags
 
 from sammi_jax.typing import Int, NpArray
 
-_THREADS = 4  # Pillow decodes without Python's lock
-_BATCHES_AHEAD = 4
+THREADS = 4  # Pillow decodes without Python's lock
+_THREADS_OF_BUCKET = 16  # most of them wait for an answer (benchmarks/README.md)
 
 
 def batch_stream(
@@ -90,9 +90,24 @@ def in_order(source: Any, transforms: list[Any], batch_size: int) -> grain.MapDa
     return examples.batch(batch_size)
 
 
-def iterate(batches: grain.MapDataset, start: int, workers: int) -> Generator[dict[str, NpArray]]:
-    """Batches from ``start`` on, made ahead by ``workers`` processes, or with 0 by threads."""
-    ahead = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
+def threads_for(source: Any) -> int:
+    """How many threads `iterate` needs for the examples of a source."""
+    return _THREADS_OF_BUCKET if getattr(source, "is_remote", False) else THREADS
+
+
+def iterate(
+    batches: grain.MapDataset, start: int, workers: int, threads: int = THREADS
+) -> Generator[dict[str, NpArray]]:
+    """Batches from ``start`` on, made ahead.
+
+    Args:
+        batches: of this process.
+        start: number of the first one.
+        workers: processes that make them; 0: this one.
+        threads: of each of these processes; every one makes a batch, so that as many are ready or
+            being made.
+    """
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches[start:].to_iter_dataset(ahead)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm import tqdm
 
+from sammi_jax.data.prepare.pool import Tick, in_processes
 from sammi_jax.data.sources import Glanceable
 from sammi_jax.typing import NpArray
 
+_PARTS = 4  # of a process
 _TOLERANCE = 0.015  # percentage points: MESS prints two decimals
 
 
@@ -60,7 +62,11 @@ class Report:
 
 
 def examine(
-    source: Glanceable, num_classes: int, ignore_index: int, progress: bool = False
+    source: Glanceable,
+    num_classes: int,
+    ignore_index: int,
+    progress: bool = False,
+    processes: int = 1,
 ) -> Report:
     """Read every label and the size of every image.
 
@@ -69,14 +75,45 @@ def examine(
         num_classes: how many classes the labels may hold.
         ignore_index: label of pixels that do not count.
         progress: show a bar.
+        processes: that read at the same time; with several of them the source is pickled.
     """
+    # A few parts for each process, so that all end at about the same time.
+    size = max(-(-len(source) // (_PARTS * processes if processes > 1 else 1)), 1)
+    parts = [
+        _Part(source, range(start, min(start + size, len(source))), num_classes, ignore_index)
+        for start in range(0, len(source), size)
+    ]
+    with tqdm(total=len(source), desc="examine", unit="image", disable=not progress or None) as bar:
+        found = list(in_processes(_count, parts, processes, bar.update))
+    return Report(
+        images=sum(part.images for part in found),
+        sizes_differ=tuple(name for part in found for name in part.sizes_differ),
+        outside=dict(sum((Counter(part.outside) for part in found), Counter())),
+        pixels=sum((part.pixels for part in found), np.zeros(num_classes, np.int64)),
+        images_with=sum((part.images_with for part in found), np.zeros(num_classes, np.int64)),
+        ignored=sum(part.ignored for part in found),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some examples of a source. It is sent to other processes."""
+
+    source: Glanceable
+    indices: range
+    num_classes: int
+    ignore_index: int
+
+
+def _count(part: _Part, tick: Tick) -> Report:
+    num_classes, ignore_index = part.num_classes, part.ignore_index
     pixels = np.zeros(num_classes, np.int64)
     images_with = np.zeros(num_classes, np.int64)
     outside: Counter[int] = Counter()
     differ: list[str] = []
     ignored = 0
-    for index in tqdm(range(len(source)), "examine", unit="image", disable=not progress or None):
-        seen = source.glance(index)
+    for index in part.indices:
+        seen = part.source.glance(index)
         if seen.label.shape != seen.image_size:
             differ.append(seen.file_name)
         label = seen.label.ravel()
@@ -92,7 +129,8 @@ def examine(
         images_with += counts[:num_classes] > 0
         for value in np.flatnonzero(counts[num_classes:]) + num_classes:
             outside[int(value)] += int(counts[value])
-    return Report(len(source), tuple(differ), dict(outside), pixels, images_with, ignored)
+        tick(1)
+    return Report(len(part.indices), tuple(differ), dict(outside), pixels, images_with, ignored)
 
 
 def random_miou(pixels: NpArray) -> float:

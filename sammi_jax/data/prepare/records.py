@@ -5,7 +5,8 @@ catalogue needs neither.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,14 @@ VERSION = "1.0.0"
 _GROUP = "group_size:1"  # as TFDS writes: every record can be read alone
 
 
+def shard_prefix(name: str, split: str) -> str:
+    """How the names of a split's shards begin."""
+    return f"{name}-{split}.array_record-"
+
+
 def shard_path(folder: Path, name: str, split: str, number: int, total: int) -> Path:
     """The file name that TFDS expects of a shard."""
-    return folder / f"{name}-{split}.array_record-{number:05}-of-{total:05}"
+    return folder / f"{shard_prefix(name, split)}{number:05}-of-{total:05}"
 
 
 def write_shard(path: Path, examples: Iterable[Example], label_dtype: type[np.number]) -> None:
@@ -51,10 +57,38 @@ def count_records(path: Path) -> int:
         reader.close()
 
 
+def read_record(path: Path, position: int) -> bytes | None:
+    """One record of a shard, whose hashes are checked; None: it is not there, or damaged.
+
+    Args:
+        path: of the shard, which may lack other records.
+        position: of the record in it.
+    """
+    options = "readahead_buffer_size:0,max_parallelism:0"
+    reader = _array_record().ArrayRecordReader(
+        os.fspath(path), options, file_reader_buffer_size=1 << 15
+    )
+    try:
+        return reader.read([position])[0] if position < reader.num_records() else None
+    except RuntimeError:
+        return None
+    finally:
+        with suppress(RuntimeError):  # the same once more
+            reader.close()
+
+
+def has_index(path: Path, num_records: int) -> bool:
+    """Whether a shard has its index, at its end; records may be missing."""
+    try:
+        return count_records(path) == num_records
+    except RuntimeError:
+        return False
+
+
 def write_metadata(
     folder: Path,
     name: str,
-    splits: Mapping[str, Sequence[Path]],
+    splits: Mapping[str, Mapping[Path, int]],
     label_dtype: type[np.number],
     metadata: Mapping[str, Any],
 ) -> None:
@@ -63,7 +97,7 @@ def write_metadata(
     Args:
         folder: holds the shards.
         name: of the data set.
-        splits: the shards of each split, in order.
+        splits: the shards of each split, in order, and how many records each holds.
         label_dtype: as given to `write_shard`.
         metadata: kept with the data; ``title``, ``home`` and ``licence`` go to TFDS as well.
     """
@@ -73,8 +107,8 @@ def write_metadata(
     infos = [
         tfds.core.SplitInfo(
             name=split,
-            shard_lengths=[count_records(path) for path in paths],
-            num_bytes=sum(path.stat().st_size for path in paths),
+            shard_lengths=list(shards.values()),
+            num_bytes=sum(path.stat().st_size for path in shards),
             filename_template=tfds.core.ShardedFileTemplate(
                 data_dir=epath.Path(folder),
                 dataset_name=name,
@@ -82,7 +116,7 @@ def write_metadata(
                 filetype_suffix="array_record",
             ),
         )
-        for split, paths in splits.items()
+        for split, shards in splits.items()
     ]
     tfds.folder_dataset.write_metadata(
         data_dir=folder,
@@ -98,14 +132,23 @@ def write_metadata(
     )
 
 
-def open_records(folder: Path, split: str) -> Any:
-    """TFDS's random access to a split, its images as undecoded bytes."""
+def open_records(folder: Path, split: str, records: Any = None) -> Any:
+    """TFDS's random access to a split, its images as undecoded bytes.
+
+    Args:
+        folder: of a prepared set.
+        split: one of its splits.
+        records: random access to the serialized records; None: the shards in ``folder``.
+    """
     import tensorflow_datasets as tfds
 
     undecoded: Any = tfds.decode.SkipDecoding  # a decorator hides its arguments
     decoders = {"image": undecoded(), "label": undecoded()}
     builder: Any = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders=decoders)
+    source = builder.as_data_source(split, decoders=decoders)
+    if records is not None:
+        source.data_source = records
+    return source
 
 
 def split_names(folder: Path) -> list[str]:

@@ -2,8 +2,8 @@
 
 Everything is written to ``DATA_DIR/NAME/1.0.0.partial``, which is renamed at the end: a folder
 ``DATA_DIR/NAME/1.0.0`` is complete. For a bucket, shards are written to this machine and uploaded.
- An interrupted call resumes at the next shard. The same source
-gives the same bytes, interrupted or not.
+An interrupted call resumes at the next shard. The same source gives the same bytes, interrupted or
+not, in any number of processes.
 """
 
 import hashlib
@@ -22,6 +22,8 @@ from sammi_jax.data.prepare.known_sets import get_layout
 from sammi_jax.data.prepare.labels import LabelMap
 from sammi_jax.data.prepare.layout import Layout, Split
 from sammi_jax.data.prepare.pairs import Pair
+from sammi_jax.data.prepare.pool import Tick, in_processes
+from sammi_jax.data.prepare.record_offsets import write_offsets
 from sammi_jax.data.prepare.records import (
     VERSION,
     count_records,
@@ -33,6 +35,7 @@ from sammi_jax.data.vocabulary import Vocabulary, get_vocabulary
 from sammi_jax.errors import SammiError
 from sammi_jax.files import (
     is_complete,
+    keep_copy,
     read_json,
     rename_folder,
     staging_folder,
@@ -73,6 +76,7 @@ def prepare(
     *,
     splits: Sequence[str] = (),
     allow_incomplete: bool = False,
+    processes: int = 1,
 ) -> AnyPath:
     """Write a known set as a TFDS folder; what an interrupted call finished is kept.
 
@@ -83,6 +87,8 @@ def prepare(
         splits: the owner's names; empty for all of them.
         allow_incomplete: accept another number of images than the set has, and images or labels
             that lack their partner, which are left out.
+        processes: that write shards at the same time. With several of them, a script needs
+            ``if __name__ == "__main__":``.
 
     Returns:
         The folder, for ``tfds.builder_from_directory``.
@@ -102,7 +108,7 @@ def prepare(
     else:
         partial = staging_folder(folder)
     _begin(partial, _fingerprint(work))
-    shards = {split: _write_split(partial, work, split) for split in work.pairs}
+    shards = {split: _write_split(partial, work, split, processes) for split in work.pairs}
     _finish(partial, folder, work, shards)
     return folder
 
@@ -159,42 +165,59 @@ def _begin(partial: Path, fingerprint: str) -> None:
     write_json(plan, {"fingerprint": fingerprint})
 
 
-def _write_split(partial: Path, work: _Work, split: str) -> list[Path]:
-    """Write the shards that do not exist yet, and return the paths of all."""
-    label_map = LabelMap(work.vocabulary)
-    shards = work.shards(split)
-    paths = []
-    title = f"{work.vocabulary.name}/{split}"
+@dataclass(frozen=True)
+class _Shard:
+    """One file that is to be written. It is sent to other processes."""
+
+    name: str  # of the set
+    path: Path
+    pairs: Sequence[Pair]
+
+
+def _write_split(partial: Path, work: _Work, split: str, processes: int) -> dict[Path, int]:
+    """Write the shards that do not exist yet, and return how many records each of all holds."""
+    name, parts = work.vocabulary.name, work.shards(split)
+    shards = [
+        _Shard(name, shard_path(partial, name, split, number, len(parts)), pairs)
+        for number, pairs in enumerate(parts)
+    ]
+    title = f"{name}/{split}"
     with tqdm(total=len(work.pairs[split]), unit="image", desc=title, disable=None) as bar:
-        for number, pairs in enumerate(shards):
-            path = shard_path(partial, work.vocabulary.name, split, number, len(shards))
-            if path.exists():
-                bar.update(len(pairs))
-            else:
-                examples = _examples(pairs, work.layout, label_map, bar)
-                write_shard(path, examples, work.vocabulary.label_dtype)
-            paths.append(path)
-    if not sum(count_records(path) for path in paths):
+        missing = [shard for shard in shards if not shard.path.exists()]
+        bar.update(bar.total - sum(len(shard.pairs) for shard in missing))
+        for _ in in_processes(_write_shard, missing, processes, bar.update):
+            pass
+    counts = {shard.path: count_records(shard.path) for shard in shards}
+    if not sum(counts.values()):
         raise SammiError(f"{title}: every pixel of every label is ignored; check --source")
-    return paths
+    return counts
+
+
+def _write_shard(shard: _Shard, tick: Tick) -> None:
+    layout, vocabulary = get_layout(shard.name), get_vocabulary(shard.name)
+    examples = _examples(shard.pairs, layout, LabelMap(vocabulary), tick)
+    write_shard(shard.path, examples, vocabulary.label_dtype)
 
 
 def _examples(
-    pairs: Sequence[Pair], layout: Layout, label_map: LabelMap, bar: Any
+    pairs: Sequence[Pair], layout: Layout, label_map: LabelMap, tick: Tick
 ) -> Iterator[Example]:
     for pair in pairs:
         yield from make_examples(pair, layout, label_map)
-        bar.update()
+        tick(1)
 
 
-def _finish(partial: Path, folder: AnyPath, work: _Work, shards: dict[str, list[Path]]) -> None:
+def _finish(
+    partial: Path, folder: AnyPath, work: _Work, shards: dict[str, dict[Path, int]]
+) -> None:
     """Write the metadata, then give the folder its name."""
-    known = {path for paths in shards.values() for path in paths}
+    known = {path: count for counts in shards.values() for path, count in counts.items()}
     plan = read_json(partial / _PLAN_FILE)
     for path in partial.iterdir():
         if path not in known:  # the plan, and what a killed process left of a shard
             path.unlink()
     vocabulary = work.vocabulary
+    write_offsets(partial, known)
     write_metadata(partial, vocabulary.name, shards, vocabulary.label_dtype, _metadata(work))
     if isinstance(folder, Path):
         rename_folder(partial, folder)
@@ -204,7 +227,7 @@ def _finish(partial: Path, folder: AnyPath, work: _Work, shards: dict[str, list[
     except BaseException:  # the shards are kept: another call only uploads them
         write_json(partial / _PLAN_FILE, plan)
         raise
-    shutil.rmtree(partial)
+    keep_copy(partial, folder)
 
 
 def _metadata(work: _Work) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from flax import nnx
 from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.data import openshapes
 from sammi_jax.data.input.embeddings import EMBEDDINGS, WithEmbeddings
-from sammi_jax.data.input.pipeline import batch_stream
+from sammi_jax.data.input.pipeline import batch_stream, threads_for
 from sammi_jax.errors import SammiError
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.models.sammi import Sammi
@@ -156,7 +156,8 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
             self._cache = open_cache(config, task, task.sam_cache)
             source = WithEmbeddings(source, self._cache)
         stream = batch_stream(source, transforms, **this_share(config))
-        StreamTask.__init__(self, stream, config.data.workers)
+        threads = threads_for(dataset.source)
+        StreamTask.__init__(self, stream, config.data.workers, threads)
         self._tokenizer = self._find_tokenizer()
         length = task.model.clip.text.context_length
         self._token_ids = class_tokens(

@@ -40,7 +40,7 @@ def training_set(config: TrainConfig, task: SegmentConfig) -> tuple[Dataset, lis
         merge = tuple(range(len(view.class_names)))
         return Dataset(data.name, source, view.class_names, merge, openshapes.IGNORE_LABEL), []
     folder = None if data.data_dir is None else as_path(data.data_dir)
-    dataset = open_dataset(data.name, data.num_examples, data_dir=folder)
+    dataset = open_dataset(data.name, data.num_examples, folder, record_by_record=True)
     if dataset.merge != tuple(range(len(dataset.class_names))):
         raise SammiError(
             f"{data.name}: several texts share a class, so it can only be evaluated on"

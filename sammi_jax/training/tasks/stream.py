@@ -7,7 +7,7 @@ import grain
 import jax
 
 from sammi_jax.config.experiment import TrainConfig
-from sammi_jax.data.input.pipeline import iterate
+from sammi_jax.data.input.pipeline import THREADS, iterate
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.training.task import M, Task
 from sammi_jax.typing import NpArray
@@ -18,15 +18,16 @@ class StreamTask(Task[M]):
 
     Args:
         stream: element ``k`` is this process's share of batch ``k``.
-        workers: processes that make batches; 0: threads of this one.
+        workers: processes that make batches; 0: this one.
+        threads: of each of these.
     """
 
-    def __init__(self, stream: grain.MapDataset, workers: int):
-        self._stream, self._workers = stream, workers
+    def __init__(self, stream: grain.MapDataset, workers: int, threads: int = THREADS):
+        self._stream, self._workers, self._threads = stream, workers, threads
 
     def batches(self, start: int) -> Generator[Batch]:
         """The batches from a step on, made ahead."""
-        with closing(iterate(self._stream, start, self._workers)) as made:
+        with closing(iterate(self._stream, start, self._workers, self._threads)) as made:
             for arrays in made:
                 yield self.to_batch(arrays)
 
