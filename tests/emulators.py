@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from etils.epath.backend import _FileSystemSpecBackend
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
@@ -12,6 +13,7 @@ from sammi_jax import object_store
 from tests.processes import free_port
 
 BUCKET = "bucket"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @contextmanager
@@ -56,13 +58,18 @@ def use(monkeypatch, port):
         monkeypatch.setenv(name, value)
     object_store.as_path("gs://bucket")  # gcsfs reads a variable that this sets
     import gcsfs
+    import gcsfs.retry
     import s3fs
 
-    monkeypatch.setattr(gcsfs.GCSFileSystem, "retries", 1)
+    # It waits for the smaller of two numbers of seconds before it tries again: for none, here.
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0, raising=False)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    for timeout in ("connect_timeout", "read_timeout"):  # a busy machine is no failure
+        monkeypatch.setattr(s3fs.S3FileSystem, timeout, 600)
     for client in (gcsfs.GCSFileSystem, s3fs.S3FileSystem):
         client.clear_instance_cache()
     object_store._filesystem.cache_clear()
+    _FileSystemSpecBackend._get_filesystem.cache_clear()  # of epath, for Orbax and JAX
 
 
 @contextmanager

@@ -1,13 +1,18 @@
 """Paths in buckets against emulators of Google's and Amazon's store; errors as one line."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
 
 from sammi_jax import object_store
 from sammi_jax.cli.main import main
+from sammi_jax.config import SEGMENTER_SIZES, SegmentConfig, TrainConfig
 from sammi_jax.config.files import load_config
+from sammi_jax.convert.api import convert
+from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.files import (
     AppendedFile,
@@ -18,6 +23,7 @@ from sammi_jax.files import (
     is_complete,
     local_copy,
     read_json,
+    upload_folder,
     write_atomic,
     write_json,
 )
@@ -29,31 +35,16 @@ from sammi_jax.object_store import (
     list_objects,
     local_path,
 )
-from tests.emulators import BUCKET, amazon, google, refusing, use
+from sammi_jax.text.vocabulary import parse_class_list
+from sammi_jax.training.tasks import make_task
+from sammi_jax.weights.bundled import FOLDER
+from sammi_jax.weights.model_folder import read_model
+from tests.emulators import BUCKET, refusing, use
 
 # gcsfs sends files of some MB in one piece.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 DENIED = b'{"error": {"code": 403, "message": "no storage.objects.get"}}'
 EXPIRED = b'{"error": {"code": 401, "message": "Request had invalid authentication credentials"}}'
-
-
-@pytest.fixture(scope="module")
-def ports():
-    with google() as gs, amazon() as s3:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            use(monkeypatch, s3)
-            object_store._filesystem("s3").mkdir(BUCKET)
-        yield {"gs": gs, "s3": s3}
-
-
-@pytest.fixture(params=["gs", "s3"])
-def bucket(request, ports, monkeypatch, tmp_path):
-    """An empty folder of a bucket, in either store."""
-    use(monkeypatch, ports[request.param])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    top = as_path(f"{request.param}://{BUCKET}/top")
-    object_store.remove(top)
-    return top
 
 
 def test_a_path_of_this_machine_stays_one():
@@ -313,8 +304,8 @@ def test_a_bucket_that_refuses(case, command, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_such_bucket(ports, monkeypatch):
-    for scheme, port in ports.items():
+def test_no_such_bucket(stores, monkeypatch):
+    for scheme, port in stores.items():
         use(monkeypatch, port)
         with pytest.raises(SammiError, match=f"no such bucket {scheme}://nobody"):
             write_json(as_path(f"{scheme}://nobody/run/config.json"), {})
@@ -346,3 +337,39 @@ def test_a_url_in_a_configuration():
         load_config("openshapes_catseg", ["task.clip=ftp://host/a"])
     config = load_config("openshapes_catseg", ["task.clip=gs://b/clip"])
     assert config.task.clip == "gs://b/clip"
+
+
+def test_class_lists(bucket):
+    write_atomic(bucket / "classes.txt", "cat, kitten\ndog\n")
+    write_atomic(bucket / "classes.json", '["cat", "dog"]')
+    assert parse_class_list(f"{bucket}/classes.txt") == ["cat, kitten", "dog"]
+    assert parse_class_list(f"{bucket}/classes.json") == ["cat", "dog"]
+
+
+def test_a_user_folder(bucket, tmp_path, capsys):
+    draw = ("datasets", "draw", "os48/val_seen", "--count", "2", "--out")
+    for place in (bucket / "drawn", tmp_path / "drawn"):
+        assert main([*draw, str(place)]) == 0
+    assert main(["datasets", "show", f"folder:{bucket}/drawn"]) == 0
+    assert "2 images" in capsys.readouterr().out
+    there, here = (open_dataset(f"folder:{top}/drawn") for top in (bucket, tmp_path))
+    assert there.class_titles == here.class_titles
+    assert len(there.source) == 2
+    for one, other in zip(there.source, here.source, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_a_run_starts_from_models_in_the_bucket(bucket, tmp_path):
+    upload_folder(FOLDER / "openshapes", bucket / "segmenter", "config.json")
+    other = tmp_path / "sam"  # whose values are not the segmenter's
+    convert("sam", "openshapes_sam", bucket / "sam")
+    convert("sam", "openshapes_sam", other)
+    task = SegmentConfig(model=SEGMENTER_SIZES["openshapes"], segmenter=f"{bucket}/segmenter")
+    started = make_task(TrainConfig(task=task, batch_size=2)).initial_params(0)
+    for path, value in read_model("openshapes").params.items():
+        np.testing.assert_array_equal(started[path], value, err_msg=path)
+    task = replace(task, segmenter=None, sam=f"{bucket}/sam")
+    started = make_task(TrainConfig(task=task, batch_size=2)).initial_params(0)
+    for path, value in read_model(other).params.items():
+        np.testing.assert_array_equal(started[f"sam/{path}"], value, err_msg=path)
