@@ -169,7 +169,8 @@ def local_copy(
 ) -> Path:
     """The path itself; of one in a bucket its copy in the cache of this machine.
 
-    What is in the cache already is not downloaded again. A changed object gets another copy.
+    What is in the cache already is not downloaded again. A changed object gets another copy. Files
+    have the times of their objects.
 
     Args:
         path: of a file or folder.
@@ -195,6 +196,7 @@ def local_copy(
         if wanted(name) and not (file.is_file() and file.stat().st_size == stored.size):
             with atomic_file(file) as temporary:
                 object_store.get(path / name if name else path, temporary)
+                os.utime(temporary, (stored.modified, stored.modified))
     return top
 
 

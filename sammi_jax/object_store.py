@@ -114,6 +114,7 @@ class Stored:
 
     size: int
     version: str  # changes with its content
+    modified: float  # when it was written, in seconds since 1970
 
 
 def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, Stored]:
@@ -144,7 +145,8 @@ def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, St
         if ".." in PurePosixPath(name).parts:
             raise SammiError(f"{path}: holds an object named {name!r}, which is no file name")
         version = str(info.get("etag") or info.get("ETag") or info.get("generation"))
-        objects[name] = Stored(int(info["size"]), version)
+        written = info.get("mtime") or info["LastModified"]
+        objects[name] = Stored(int(info["size"]), version, written.timestamp())
     return objects
 
 

@@ -21,6 +21,7 @@ def google():
     """The port of an emulator of Google's store that holds `BUCKET`; its content is in memory."""
     server = create_server("127.0.0.1", port := free_port(), in_memory=True, default_bucket=BUCKET)
     server.start()
+    server._api._httpd.handle_error = lambda *_: None  # it prints that a connection was cut
     try:
         yield port
     finally:
@@ -91,7 +92,7 @@ def refusing(status, body):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server.server_address[1]

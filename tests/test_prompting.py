@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import sammi_jax
 from sammi_jax.cli.main import main
 from sammi_jax.errors import SammiError
-from sammi_jax.files import local_copy
+from sammi_jax.files import local_copy, read_json
 from sammi_jax.inference.forward import sam_views
 from sammi_jax.inference.inputs import sam_input
 from sammi_jax.inference.prompting import grid, mask_prompt, suppress
@@ -235,5 +235,7 @@ def test_everything_in_a_bucket(bucket, file, image, tmp_path):
         prompts = ("--points", "20,25", "--mask", f"{top}/rough.png")
         assert _run(f"{top}/{file.name}", *prompts, "--out", f"{top}/out") == 0
     copy = local_copy(bucket / "out")
-    for name in ("shapes_masks.json", "shapes_masks.png"):
-        assert (copy / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    drawn = [top / "shapes_masks.png" for top in (copy, tmp_path / "out")]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
+    found, wanted = (read_json(top / "shapes_masks.json") for top in (copy, tmp_path / "out"))
+    assert found == wanted | {"image": f"{bucket}/{file.name}"}

@@ -429,7 +429,7 @@ def test_palette_colors_differ():
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs: in one piece
-def test_everything_in_a_bucket(bucket, picture, folder, tmp_path):
+def test_everything_in_a_bucket(bucket, picture, folder, tmp_path, capsys):
     """The image, the model, the class names and the results are in the bucket."""
     write_atomic(bucket / "classes.txt", "red thing\nblue waves\n")
     put(bucket / "in" / picture.name, picture)
@@ -441,10 +441,17 @@ def test_everything_in_a_bucket(bucket, picture, folder, tmp_path):
 
     run(bucket / "in", bucket / "classes.txt", bucket / "model", bucket)
     run(picture, "red thing,blue waves", folder, tmp_path)
-    assert read_json(bucket / "coco.json") == read_json(tmp_path / "coco.json")
+    (image,), (other,) = (read_json(top / "coco.json")["images"] for top in (bucket, tmp_path))
+    assert image == other | {"file_name": f"{bucket}/in/{picture.name}"}
     copy = local_copy(bucket / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert sorted(path.name for path in copy.iterdir()) == names
     for name in names:
         if name.endswith(".png"):
             assert (copy / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    put(bucket / "in" / "second.png", picture)
+    capsys.readouterr()
+    run(bucket / "in", bucket / "classes.txt", bucket / "model", bucket)
+    text = capsys.readouterr().out
+    assert "1 of 2 images have a result" in text
+    assert f"{bucket}/in/second.png: " in text
