@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -124,13 +124,16 @@ def atomic_folder(folder: AnyPath, marker: str) -> Iterator[Path]:
         raise
 
 
-def upload_folder(source: Path, folder: AnyPath, marker: str) -> None:
+def upload_folder(
+    source: Path, folder: AnyPath, marker: str, leave_out: Sequence[str] = ()
+) -> None:
     """Upload a complete folder; what an upload that was cut off left there is deleted first.
 
     Args:
         source: on this machine.
         folder: in a bucket, free (`check_destination`).
         marker: the file that every reader requires: it is uploaded last.
+        leave_out: names of files directly in ``source`` that are not uploaded.
 
     Raises:
         SammiError: the bucket cannot be written to; the folder then counts as unfinished.
@@ -140,7 +143,8 @@ def upload_folder(source: Path, folder: AnyPath, marker: str) -> None:
     for name in left:
         if name != UNFINISHED:
             object_store.remove(folder / name)
-    files = [path for path in source.rglob("*") if path.is_file()]
+    ours = {source / name for name in leave_out}
+    files = [path for path in source.rglob("*") if path.is_file() and path not in ours]
     for file in sorted(files, key=lambda path: (path == source / marker, path)):
         object_store.put(folder / file.relative_to(source).as_posix(), file)
     object_store.remove(folder / UNFINISHED)

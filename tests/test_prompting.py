@@ -227,6 +227,9 @@ def test_options_that_do_not_fit(file, tmp_path, capsys, arguments, words):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
 def test_everything_in_a_bucket(bucket, file, image, tmp_path):
     Image.fromarray(image[..., 0] > 150).save(tmp_path / "rough.png")
     for path in (file, tmp_path / "rough.png"):

@@ -469,7 +469,7 @@ def test_a_cache_in_a_bucket(bucket, tmp_path, capsys):
     assert sorted(list_objects(bucket / "cache")) == ["cache.json", "embeddings.npy"]
     rows = SamCache(f"{bucket}/cache")
     assert rows.info.num_examples == NUM
-    batch = next(make_task(with_cache(f"{bucket}/cache")).batches(0))
+    batch = make_task(with_cache(f"{bucket}/cache")).batch(0)
     held = batch.examples[EMBEDDINGS]
     assert len(held) == BATCH
     known = {rows[index].tobytes() for index in range(NUM)}

@@ -428,6 +428,9 @@ def test_palette_colors_differ():
     assert len({tuple(color) for color in palette(847).tolist()}) == 847
 
 
+@pytest.mark.parametrize(
+    "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs: in one piece
 def test_everything_in_a_bucket(bucket, picture, folder, tmp_path, capsys):
     """The image, the model, the class names and the results are in the bucket."""

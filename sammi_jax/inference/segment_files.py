@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sammi_jax.config.fields import to_dict
@@ -207,7 +206,9 @@ def digest_model(model: Segmenter, folder: AnyPath) -> str:
     return hashlib.sha256((config + weights_digest(folder)).encode()).hexdigest()
 
 
-def coco_file(files: Sequence[ImageFile], out: Path, class_names: Sequence[str]) -> dict[str, Any]:
+def coco_file(
+    files: Sequence[ImageFile], out: AnyPath, class_names: Sequence[str]
+) -> dict[str, Any]:
     """All results as one file of COCO's: ``images``, ``categories``, ``annotations``.
 
     Category ids are labels plus one, as COCO's begin at 1. Images without a result are left out.
