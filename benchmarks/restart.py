@@ -1,8 +1,7 @@
 """What a restart costs with each kind of compilation cache, by the parts of a run's start.
 
 Trains the demo's SAM-MI for a step or two, then starts it again, each time in a new process: with
-an empty and a warm cache, on disk and in a bucket. The bucket is an emulator's on
-this machine.
+an empty and a warm cache, on disk and in a bucket. The bucket is an emulator's on this machine.
 
     python benchmarks/restart.py --workdir /tmp/restart
 """
