@@ -10,7 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
@@ -127,13 +127,16 @@ def atomic_folder(folder: AnyPath, marker: str) -> Iterator[Path]:
         raise
 
 
-def upload_folder(source: Path, folder: AnyPath, marker: str) -> None:
+def upload_folder(
+    source: Path, folder: AnyPath, marker: str, leave_out: Sequence[str] = ()
+) -> None:
     """Upload a complete folder; what an upload that was cut off left there is deleted first.
 
     Args:
         source: on this machine.
         folder: in a bucket, free (`check_destination`).
         marker: the file that every reader requires: it is uploaded last.
+        leave_out: names of files directly in ``source`` that are not uploaded.
 
     Raises:
         SammiError: the bucket cannot be written to; the folder then counts as unfinished.
@@ -143,7 +146,8 @@ def upload_folder(source: Path, folder: AnyPath, marker: str) -> None:
     for name in left:
         if name != UNFINISHED:
             object_store.remove(folder / name)
-    files = [path for path in source.rglob("*") if path.is_file()]
+    ours = {source / name for name in leave_out}
+    files = [path for path in source.rglob("*") if path.is_file() and path not in ours]
     for file in sorted(files, key=lambda path: (path == source / marker, path)):
         object_store.put(folder / file.relative_to(source).as_posix(), file)
     object_store.remove(folder / UNFINISHED)
@@ -172,7 +176,8 @@ def local_copy(
 ) -> Path:
     """The path itself; of one in a bucket its copy in the cache of this machine.
 
-    What is in the cache already is not downloaded again. A changed object gets another copy.
+    What is in the cache already is not downloaded again. A changed object gets another copy. Files
+    have the times of their objects.
 
     Args:
         path: of a file or folder.
@@ -196,6 +201,7 @@ def local_copy(
     def fetch(name: str) -> None:
         with full_disk(top), atomic_file(top / name) as temporary:
             object_store.get(path / name if name else path, temporary)
+            os.utime(temporary, (found[name].modified, found[name].modified))
 
     missing = [
         name

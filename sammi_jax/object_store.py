@@ -69,9 +69,7 @@ def as_path(text: PathLike) -> AnyPath:
     package, extra = _CLIENTS[scheme]
     if find_spec(package) is None:
         raise SammiError(f"{text}: needs the package {package}: pip install 'sammi_jax[{extra}]'")
-    # gcsfs would ask Google's gRPC service for the kind of every bucket, which needs a right of its
-    # own; only "rapid" (zonal) buckets need that. It is read when gcsfs is imported.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    _set_up_clients()
     return epath.Path(f"{scheme}://{rest}")
 
 
@@ -117,6 +115,7 @@ class Stored:
 
     size: int
     version: str  # changes with its content
+    modified: float  # when it was written, in seconds since 1970
 
 
 def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, Stored]:
@@ -147,7 +146,8 @@ def list_objects(path: AnyPath, depth: Literal[1] | None = None) -> dict[str, St
         if ".." in PurePosixPath(name).parts:
             raise SammiError(f"{path}: holds an object named {name!r}, which is no file name")
         version = str(info.get("generation") or info.get("ETag"))  # Google's, Amazon's
-        objects[name] = Stored(int(info["size"]), version)
+        written = info.get("mtime") or info["LastModified"]
+        objects[name] = Stored(int(info["size"]), version, written.timestamp())
     return objects
 
 
@@ -367,11 +367,25 @@ def _files(path: AnyPath) -> Any:
 def _filesystem(scheme: str) -> Any:
     import fsspec
 
-    options: dict[str, Any] = {}
-    if scheme == "gs":
-        import aiohttp
+    return fsspec.filesystem(scheme)
 
-        # gcsfs has no limit of its own: where a network falls silent it would wait for ever.
-        options["requests_timeout"] = aiohttp.ClientTimeout(total=_SECONDS_A_REQUEST)
-    # Other processes write to the same bucket: a list that is kept would be old.
-    return fsspec.filesystem(scheme, use_listings_cache=False, **options)
+
+@cache
+def _set_up_clients() -> None:
+    """Defaults of the clients: of this module's, and of those that Orbax and JAX make by `epath`.
+
+    What the user has set, by fsspec's files and variables, stays.
+    """
+    import aiohttp
+    import fsspec.config
+
+    # gcsfs would ask Google's gRPC service for the kind of every bucket, which needs a right of its
+    # own; only "rapid" (zonal) buckets need that. It is read when gcsfs is imported.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    for scheme in _CLIENTS:
+        defaults = fsspec.config.conf.setdefault(scheme, {})
+        # Other processes write to the same bucket: a list that is kept would be old.
+        defaults.setdefault("use_listings_cache", False)
+    # gcsfs has no limit of its own: where a network falls silent it would wait for ever.
+    timeout = aiohttp.ClientTimeout(total=_SECONDS_A_REQUEST)
+    fsspec.config.conf["gs"].setdefault("requests_timeout", timeout)

@@ -1,6 +1,7 @@
 import importlib.metadata
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,6 +24,7 @@ import jax
 import numpy as np
 import pytest
 
+from sammi_jax import object_store
 from tests.skips import (  # noqa: F401 (hooks)
     PhotographsMissingError,
     pytest_make_collect_report,
@@ -78,3 +80,27 @@ def bpe_file() -> Path:
         pytest.fail("open_clip_torch is not installed: run `make env`")
     (path,) = [file.locate() for file in files if file.name == "bpe_simple_vocab_16e6.txt.gz"]
     return Path(str(path))
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[dict[str, int]]:
+    """The ports of emulators of Google's and Amazon's store; each holds `emulators.BUCKET`."""
+    from tests.emulators import BUCKET, amazon, google, use
+
+    with google() as gs, amazon() as s3:
+        with pytest.MonkeyPatch.context() as patch:
+            use(patch, s3)
+            object_store._filesystem("s3").mkdir(BUCKET)
+        yield {"gs": gs, "s3": s3}
+
+
+@pytest.fixture(params=["gs", "s3"])
+def bucket(request, stores, monkeypatch, tmp_path) -> object_store.AnyPath:
+    """An empty folder of a bucket, in either store."""
+    from tests.emulators import BUCKET, use
+
+    use(monkeypatch, stores[request.param])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    top = object_store.as_path(f"{request.param}://{BUCKET}/top")
+    object_store.remove(top)
+    return top

@@ -5,6 +5,7 @@ import threading
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from etils.epath.backend import _FileSystemSpecBackend
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
@@ -12,6 +13,7 @@ from sammi_jax import object_store
 from tests.processes import free_port
 
 BUCKET = "bucket"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @contextmanager
@@ -19,6 +21,7 @@ def google():
     """The port of an emulator of Google's store that holds `BUCKET`; its content is in memory."""
     server = create_server("127.0.0.1", port := free_port(), in_memory=True, default_bucket=BUCKET)
     server.start()
+    server._api._httpd.handle_error = lambda *_: None  # it prints that a connection was cut
     try:
         yield port
     finally:
@@ -56,13 +59,18 @@ def use(monkeypatch, port):
         monkeypatch.setenv(name, value)
     object_store.as_path("gs://bucket")  # gcsfs reads a variable that this sets
     import gcsfs
+    import gcsfs.retry
     import s3fs
 
-    monkeypatch.setattr(gcsfs.GCSFileSystem, "retries", 1)
+    # It waits for the smaller of two numbers of seconds before it tries again: for none, here.
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0, raising=False)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    for timeout in ("connect_timeout", "read_timeout"):  # a busy machine is no failure
+        monkeypatch.setattr(s3fs.S3FileSystem, timeout, 600)
     for client in (gcsfs.GCSFileSystem, s3fs.S3FileSystem):
         client.clear_instance_cache()
     object_store._filesystem.cache_clear()
+    _FileSystemSpecBackend._get_filesystem.cache_clear()  # of epath, for Orbax and JAX
 
 
 @contextmanager
@@ -84,7 +92,7 @@ def refusing(status, body):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield server.server_address[1]

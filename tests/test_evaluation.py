@@ -24,6 +24,7 @@ from sammi_jax.evaluation.totals import Counts, add_counts, from_arrays, to_arra
 from sammi_jax.inference.forward import ViewScores
 from sammi_jax.inference.inputs import SegmenterInput
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.object_store import list_objects
 from sammi_jax.ops.boundary import region_boundary
 from sammi_jax.ops.resize import bilinear_taps, resize, resize_matrix
 
@@ -340,3 +341,15 @@ def test_papers_table():
     assert "| - | - | 31.8 | - | - | - |" in table
     assert "| 60.0 | 30.0 | 45.0 |" in table  # PAXRay's tasks are one set of the mean
     assert papers_table([result("os48/val_seen", 0.5)]) is None
+
+
+def test_resumes_in_a_bucket(bucket, dataset, tmp_path):
+    expected = without_time(run(dataset, tmp_path / "whole"))
+    broken = dataclasses.replace(dataset, source=KnowsSizes(SIZES, stop_at=4))
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, bucket, save_every=1)
+    assert list(list_objects(bucket)) == ["partial/images.npz"]
+    counted = dataclasses.replace(dataset, source=KnowsSizes(SIZES))
+    assert without_time(run(counted, bucket, save_every=1)) == expected
+    assert 0 < len(counted.source.read) < len(SIZES)
+    assert list_objects(bucket / "partial") == {}

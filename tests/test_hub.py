@@ -19,6 +19,7 @@ from sammi_jax.config.model import CLIP_SIZES, SAM_SIZES, SEGMENTER_SIZES
 from sammi_jax.convert.api import convert
 from sammi_jax.data.openshapes import get_view
 from sammi_jax.errors import SammiError
+from sammi_jax.files import local_copy
 from sammi_jax.training.tasks import make_task
 from sammi_jax.weights.bundled import FOLDER, find_model
 from sammi_jax.weights.hub import HubModel, fetch_model, fetch_tokenizer, hub_model
@@ -399,3 +400,14 @@ def test_a_push_that_may_not_be(hub, monkeypatch, capsys):
     hub.fails.add("/commit/")
     assert "the upload failed" in failed_push(capsys, "openshapes", "me/x")
     assert hub.repositories["me/x"].files == {}
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs: in one piece
+def test_a_model_in_a_bucket_is_pushed(bucket, writer):
+    assert main(["convert", "clip", "openshapes_clip", f"{bucket}/model"]) == 0
+    assert main(["push", f"{bucket}/model", "me/model"]) == 0
+    pushed = writer.repositories["me/model"].files
+    copy = local_copy(bucket / "model")
+    assert set(pushed) == {"README.md", *(path.name for path in copy.iterdir())}
+    for path in copy.iterdir():
+        assert pushed[path.name] == path.read_bytes()

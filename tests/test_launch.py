@@ -1,6 +1,7 @@
 """``launch/``: shellcheck, the manifest against Kubernetes' schemas, and runs of the scripts."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -291,3 +292,11 @@ def test_tpu_vm_says_how_it_is_used(tpu):
     assert done.returncode == 2
     assert "launch/tpu_vm.sh up" in done.stdout
     assert "shellcheck" not in done.stdout
+
+
+def test_workflows_make_what_there_is():
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "slow.yml").read_text())
+    made = [one["target"] for one in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]]
+    assert made == ["test-slurm", "test-page"]
+    assert set(made) <= set(targets)

@@ -2,12 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from sammi_jax import object_store
 from sammi_jax.cli.main import main
+from sammi_jax.config import SegmentConfig, TrainConfig
 from sammi_jax.config.files import load_config
+from sammi_jax.convert.api import convert
+from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
 from sammi_jax.files import (
     AppendedFile,
@@ -18,6 +23,7 @@ from sammi_jax.files import (
     is_complete,
     local_copy,
     read_json,
+    upload_folder,
     write_atomic,
     write_json,
 )
@@ -29,31 +35,17 @@ from sammi_jax.object_store import (
     list_objects,
     local_path,
 )
-from tests.emulators import BUCKET, amazon, google, refusing, use
+from sammi_jax.text.vocabulary import parse_class_list
+from sammi_jax.training.task import Task
+from sammi_jax.training.tasks import make_task
+from sammi_jax.weights.bundled import FOLDER
+from sammi_jax.weights.model_folder import read_model
+from tests.emulators import BUCKET, Line, refusing, use
 
 # gcsfs sends files of some MB in one piece.
 pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")
 DENIED = b'{"error": {"code": 403, "message": "no storage.objects.get"}}'
 EXPIRED = b'{"error": {"code": 401, "message": "Request had invalid authentication credentials"}}'
-
-
-@pytest.fixture(scope="module")
-def ports():
-    with google() as gs, amazon() as s3:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            use(monkeypatch, s3)
-            object_store._filesystem("s3").mkdir(BUCKET)
-        yield {"gs": gs, "s3": s3}
-
-
-@pytest.fixture(params=["gs", "s3"])
-def bucket(request, ports, monkeypatch, tmp_path):
-    """An empty folder of a bucket, in either store."""
-    use(monkeypatch, ports[request.param])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    top = as_path(f"{request.param}://{BUCKET}/top")
-    object_store.remove(top)
-    return top
 
 
 def test_a_path_of_this_machine_stays_one():
@@ -282,39 +274,124 @@ REFUSALS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", REFUSALS)
+EVERYWHERE = [
+    "train --config openshapes_catseg --workdir {} --set batch_size=8",
+    "train --config openshapes_catseg --workdir out --set task.clip={}",
+    "train --config openshapes_sammi --workdir out --set task.sam_cache={}",
+    "eval --config openshapes_catseg --datasets os48/val_seen --workdir out --model {}",
+    "eval --config openshapes_catseg --datasets ade20k_150 --workdir out --data-dir {}",
+    "eval --config openshapes_catseg --datasets folder:{} --workdir out",
+    "cache --config openshapes_sammi --out {}",
+    "convert clip {} out",
+    "convert clip openshapes_clip {}",
+    "convert clip openshapes_clip out --tokenizer {}",
+    "convert sammi openshapes_clip out --sam {}",
+    "inspect {}",
+    "push {} me/model",
+    "export {}",
+    "export out --model {}",
+    "segment {} --classes square --out out",
+    "segment image.png --classes {}/classes.txt --out out",
+    "masks {} --out out",
+    "masks image.png --out {}",
+    "datasets prepare ade20k_150 --source . --data-dir {}",
+    "datasets show ade20k_150 --data-dir {}",
+    "datasets show folder:{}",
+    "datasets draw os48/train --count 1 --out {}",
+]
+ONCE = ["convert clip openshapes_clip {}", "segment {} --classes square --out out"]
+
+
+def error_line(capsys):
+    """The only line on stderr, but for the one that says which model is used."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if "no --model" not in line]
+    (line,) = [line for line in lines if "it/s]" not in line and "%|" not in line]
+    return line
+
+
 @pytest.mark.parametrize(
-    "command",
+    ("case", "command"),
     [
-        "eval --config openshapes_catseg --datasets os48/val_seen --workdir out --model {}",
-        "eval --config openshapes_catseg --datasets ade20k_150 --workdir out --data-dir {}",
-        "convert clip openshapes_clip {}",
-        "export {}",
-        "segment {} --classes square --out out",
-        "datasets prepare ade20k_150 --source . --data-dir {}",
-        "train --config openshapes_catseg --workdir {} --set batch_size=8",
+        *((case, command) for case in ("denied", "expired") for command in EVERYWHERE),
+        *((case, command) for case in ("denied by s3", "expired at s3") for command in ONCE),
     ],
 )
 def test_a_bucket_that_refuses(case, command, tmp_path, monkeypatch, capsys):
     scheme, status, body, message = REFUSALS[case]
-    if command.startswith("train") and scheme == "s3":
-        scheme, status, body, message = REFUSALS["denied"]
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Image.new("RGB", (8, 8)).save(tmp_path / "image.png")
+    command = command.replace("image.png", f"{tmp_path}/image.png")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with refusing(status, body) as port:
         use(monkeypatch, port)
         assert main(command.format(f"{scheme}://{BUCKET}/a").split()) == 1
-    lines = capsys.readouterr().err.splitlines()
-    (text,) = [
-        line for line in lines if line.startswith(("sammi: error", "sammi eval", "sammi train"))
-    ]
-    assert f"{scheme}://{BUCKET}/a" in text
-    assert message in text
+    line = error_line(capsys)
+    assert line.startswith("sammi")
+    assert f"{scheme}://{BUCKET}/a" in line
+    assert message in line
+    assert list((tmp_path / "here").iterdir()) == []
+    assert not (tmp_path / "cache").exists()
+
+
+WRITING = [
+    ("convert clip openshapes_clip {}", b"model.safetensors"),
+    ("datasets draw os48/train --count 2 --out {}", b"scene_00001"),
+]
+
+
+@pytest.mark.parametrize(("command", "until"), WRITING)
+def test_a_network_that_ends_while_a_folder_is_written(
+    command, until, stores, tmp_path, monkeypatch, capsys
+):
+    """What is there does not count, and the same command completes it."""
+    folder = as_path(f"gs://{BUCKET}/written")
+    use(monkeypatch, stores["gs"])
+    object_store.remove(folder)
+    line = Line(stores["gs"], until)
+    use(monkeypatch, line.port)
+    assert main(command.format(folder).split()) == 1
+    line.close()
+    text = error_line(capsys)
+    assert f"{folder}/" in text
+    assert "the bucket is not reachable" in text
+    assert "run the same command again" in text
+    use(monkeypatch, stores["gs"])
+    assert UNFINISHED in list_objects(folder)
+    assert not is_complete(folder)
+    assert main(command.format(folder).split()) == 0
+    assert is_complete(folder)
+
+
+def test_a_network_that_ends_while_a_model_is_read(stores, tmp_path, monkeypatch, capsys):
+    folder, cache = as_path(f"gs://{BUCKET}/read"), tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    use(monkeypatch, stores["gs"])
+    object_store.remove(folder)
+    convert("clip", "openshapes_clip", folder)
+    line = Line(stores["gs"], b"model.safetensors?alt=media")
+    use(monkeypatch, line.port)
+    command = ["convert", "clip", str(folder), str(tmp_path / "copy")]
+    assert main(command) == 1
+    line.close()
+    assert "read/model.safetensors: the bucket is not reachable" in error_line(capsys)
+    assert not (tmp_path / "copy").exists()
+    assert not list(cache.rglob("*model.safetensors*"))
+    use(monkeypatch, stores["gs"])
+    assert main(command) == 0
+
+
+def test_commands_where_there_is_no_such_bucket(stores, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    use(monkeypatch, stores["gs"])
+    for command in ("inspect {}", "convert clip openshapes_clip {}", "datasets show folder:{}"):
+        assert main(command.format("gs://nobody/a").split()) == 1
+        assert "gs://nobody" in error_line(capsys)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_such_bucket(ports, monkeypatch):
-    for scheme, port in ports.items():
+def test_no_such_bucket(stores, monkeypatch):
+    for scheme, port in stores.items():
         use(monkeypatch, port)
         with pytest.raises(SammiError, match=f"no such bucket {scheme}://nobody"):
             write_json(as_path(f"{scheme}://nobody/run/config.json"), {})
@@ -346,3 +423,40 @@ def test_a_url_in_a_configuration():
         load_config("openshapes_catseg", ["task.clip=ftp://host/a"])
     config = load_config("openshapes_catseg", ["task.clip=gs://b/clip"])
     assert config.task.clip == "gs://b/clip"
+
+
+def test_class_lists(bucket):
+    write_atomic(bucket / "classes.txt", "cat, kitten\ndog\n")
+    write_atomic(bucket / "classes.json", '["cat", "dog"]')
+    assert parse_class_list(f"{bucket}/classes.txt") == ["cat, kitten", "dog"]
+    assert parse_class_list(f"{bucket}/classes.json") == ["cat", "dog"]
+
+
+def test_a_user_folder(bucket, tmp_path, capsys):
+    draw = ("datasets", "draw", "os48/val_seen", "--count", "2", "--out")
+    for place in (bucket / "drawn", tmp_path / "drawn"):
+        assert main([*draw, str(place)]) == 0
+    assert main(["datasets", "show", f"folder:{bucket}/drawn"]) == 0
+    assert "2 images" in capsys.readouterr().out
+    there, here = (open_dataset(f"folder:{top}/drawn") for top in (bucket, tmp_path))
+    assert there.class_names == here.class_names
+    assert len(there.source) == 2
+    for one, other in zip(there.source, here.source, strict=True):
+        np.testing.assert_array_equal(one["image"], other["image"])
+        np.testing.assert_array_equal(one["label"], other["label"])
+
+
+def test_a_run_starts_from_models_in_the_bucket(bucket, monkeypatch):
+    upload_folder(FOLDER / "openshapes", bucket / "segmenter", "config.json")
+    convert("sam", "openshapes_sam", bucket / "sam")
+    segmenter, sam = read_model("openshapes"), read_model(bucket / "sam")
+    fresh = {path: np.zeros(value.shape, "f") for path, value in segmenter.params.items()}
+    monkeypatch.setattr(Task, "initial_params", lambda self, seed: dict(fresh))
+    task = SegmentConfig(model=segmenter.config, segmenter=f"{bucket}/segmenter")
+    started = make_task(TrainConfig(task=task, batch_size=2)).initial_params(0)
+    for path, value in segmenter.params.items():
+        np.testing.assert_array_equal(started[path], value, err_msg=path)
+    task = SegmentConfig(model=segmenter.config, sam=f"{bucket}/sam")
+    started = make_task(TrainConfig(task=task, batch_size=2)).initial_params(0)
+    for path, value in sam.params.items():
+        np.testing.assert_array_equal(started[f"sam/{path}"], value, err_msg=path)

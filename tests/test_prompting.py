@@ -15,9 +15,11 @@ from torch.nn import functional as F
 import sammi_jax
 from sammi_jax.cli.main import main
 from sammi_jax.errors import SammiError
+from sammi_jax.files import local_copy, read_json
 from sammi_jax.inference.forward import sam_views
 from sammi_jax.inference.inputs import sam_input
 from sammi_jax.inference.prompting import grid, mask_prompt, suppress
+from sammi_jax.object_store import put
 from sammi_jax.ops.rle import decode_rle
 from sammi_jax.ops.sam_image import resized_shape
 
@@ -223,3 +225,20 @@ def test_options_that_do_not_fit(file, tmp_path, capsys, arguments, words):
     assert _run(file, *arguments, "--out", tmp_path / "out") == 1
     assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+def test_everything_in_a_bucket(bucket, file, image, tmp_path):
+    Image.fromarray(image[..., 0] > 150).save(tmp_path / "rough.png")
+    for path in (file, tmp_path / "rough.png"):
+        put(bucket / path.name, path)
+    for top in (bucket, tmp_path):
+        prompts = ("--points", "20,25", "--mask", f"{top}/rough.png")
+        assert _run(f"{top}/{file.name}", *prompts, "--out", f"{top}/out") == 0
+    copy = local_copy(bucket / "out")
+    drawn = [top / "shapes_masks.png" for top in (copy, tmp_path / "out")]
+    assert drawn[0].read_bytes() == drawn[1].read_bytes()
+    found, wanted = (read_json(top / "shapes_masks.json") for top in (copy, tmp_path / "out"))
+    assert found == wanted | {"image": f"{bucket}/{file.name}"}

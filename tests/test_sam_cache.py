@@ -24,9 +24,10 @@ from sammi_jax.config.experiment import CaptionConfig, DataConfig, SegmentConfig
 from sammi_jax.config.fields import to_dict
 from sammi_jax.data.input import embeddings as sam_cache
 from sammi_jax.data.input.augment import CheckLabel
-from sammi_jax.data.input.embeddings import CacheInfo, SamCache, writing_cache
+from sammi_jax.data.input.embeddings import EMBEDDINGS, CacheInfo, SamCache, writing_cache
 from sammi_jax.errors import SammiError
 from sammi_jax.models.sam.image_encoder import ImageEncoder
+from sammi_jax.object_store import list_objects
 from sammi_jax.ops.sam_image import sam_crops
 from sammi_jax.parallel.mesh import batch_sharding, make_mesh
 from sammi_jax.pods.aot import _abstract_batch
@@ -458,3 +459,21 @@ def test_a_resumed_run_with_a_cache_is_bit_equal(cache, tmp_path, monkeypatch):
     ]
     assert len(logs[0]) == 4
     assert logs[0] == logs[1]
+
+
+def test_a_cache_in_a_bucket(bucket, tmp_path, capsys):
+    """Written there, and read by training."""
+    (tmp_path / "tiny.py").write_text("from tests.test_sam_cache import CONFIG as config\n")
+    command = ["cache", "--config", str(tmp_path / "tiny.py"), "--out", f"{bucket}/cache"]
+    assert main(command) == 0
+    assert sorted(list_objects(bucket / "cache")) == ["cache.json", "embeddings.npy"]
+    rows = SamCache(f"{bucket}/cache")
+    assert rows.info.num_examples == NUM
+    batch = make_task(with_cache(f"{bucket}/cache")).batch(0)
+    held = batch.examples[EMBEDDINGS]
+    assert len(held) == BATCH
+    known = {rows[index].tobytes() for index in range(NUM)}
+    assert {np.asarray(row, rows.info.dtype).tobytes() for row in held} <= known
+    capsys.readouterr()
+    assert main(command) == 1
+    assert f"{bucket}/cache: exists already" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from sammi_jax.cli.main import main
 from sammi_jax.data.openshapes import build_tokenizer
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import palette
+from sammi_jax.files import local_copy, read_json, upload_folder, write_atomic
 from sammi_jax.inference.classes import make_class_list
 from sammi_jax.inference.forward import ViewScores
 from sammi_jax.inference.geotiff import read_geotiff
@@ -24,6 +25,7 @@ from sammi_jax.inference.image_files import find_images
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segment_files import FileSegmenter, coco_file
 from sammi_jax.inference.tiles import TileGrid
+from sammi_jax.object_store import put
 from sammi_jax.ops.rle import decode_rle, encode_classes, encode_rle, unpack_runs
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.kinds import expected_params
@@ -424,3 +426,35 @@ def test_replaced_parameters_are_used(folder, picture):
 
 def test_palette_colors_differ():
     assert len({tuple(color) for color in palette(847).tolist()}) == 847
+
+
+@pytest.mark.parametrize(
+    "bucket", ["gs", pytest.param("s3", marks=pytest.mark.slow)], indirect=True
+)
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs: in one piece
+def test_everything_in_a_bucket(bucket, picture, folder, tmp_path, capsys):
+    """The image, the model, the class names and the results are in the bucket."""
+    write_atomic(bucket / "classes.txt", "red thing\nblue waves\n")
+    put(bucket / "in" / picture.name, picture)
+    upload_folder(folder, bucket / "model", "config.json")
+
+    def run(image, classes, model, out):
+        arguments = [image, "--classes", classes, "--model", model, "--out", out / "out"]
+        assert main(["segment", *map(str, arguments), "--coco", f"{out}/coco.json"]) == 0
+
+    run(bucket / "in", bucket / "classes.txt", bucket / "model", bucket)
+    run(picture, "red thing,blue waves", folder, tmp_path)
+    (image,), (other,) = (read_json(top / "coco.json")["images"] for top in (bucket, tmp_path))
+    assert image == other | {"file_name": f"{bucket}/in/{picture.name}"}
+    copy = local_copy(bucket / "out")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert sorted(path.name for path in copy.iterdir()) == names
+    for name in names:
+        if name.endswith(".png"):
+            assert (copy / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+    put(bucket / "in" / "second.png", picture)
+    capsys.readouterr()
+    run(bucket / "in", bucket / "classes.txt", bucket / "model", bucket)
+    text = capsys.readouterr().out
+    assert "1 of 2 images have a result" in text
+    assert f"{bucket}/in/second.png: " in text

@@ -405,6 +405,8 @@ class WallClock(Clock):
     def time(self):
         return self.seconds
 
+    process_time = time
+
 
 def test_goodput_over_restarts(monkeypatch):
     """10 s of start and 90 of steps, of which 30 are lost; then 20 s of start and 60 of steps."""
@@ -449,6 +451,9 @@ def test_the_start_is_taken_apart(tmp_path, capsys):
         seconds = [record[f"start_{part}_s"] for part in parts]
         assert min(seconds) >= 0.0
         assert record["start_s"] == pytest.approx(sum(seconds))
+        cpu = [record[f"start_{part}_cpu_s"] for part in parts]
+        assert min(cpu) >= 0.0
+        assert record["start_cpu_s"] == pytest.approx(sum(cpu))
         assert record["start_cached"] >= 0.0
     for before, after in itertools.pairwise(found):
         assert after["trained_s"] > before["trained_s"]

@@ -146,9 +146,11 @@ def _run_of_training(args: argparse.Namespace, workdir: AnyPath, step: int | Non
         )
     from sammi_jax.config.files import read_run_config
     from sammi_jax.errors import SammiError
+    from sammi_jax.training.checkpoint import quiet_orbax
     from sammi_jax.training.export import convert_run, kind_of_run
     from sammi_jax.weights.model_folder import describe
 
+    quiet_orbax()
     kind = kind_of_run(read_run_config(workdir))
     if kind != args.kind:
         raise SammiError(f"{workdir}: trains a {kind}; use: sammi convert {kind} SRC DST")

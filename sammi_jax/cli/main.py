@@ -7,6 +7,7 @@ listed in `COMMANDS`. Slow imports are inside ``run``, so that ``--help`` is qui
 """
 
 import argparse
+import logging
 import os
 import sys
 import warnings
@@ -35,6 +36,7 @@ from sammi_jax.errors import SammiError
 from sammi_jax.object_store import bucket_errors
 from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
+from sammi_jax.parallel.compilation_cache import use_compilation_cache
 
 COMMANDS = (
     doctor,
@@ -53,6 +55,9 @@ COMMANDS = (
     compile_command,
     bench,
 )
+
+# They log with a traceback what they raise as well.
+_LOGGERS = ("fsspec", "gcsfs", "google.auth", "s3fs")
 
 _DESCRIPTION = """\
 SAM-MI: open-vocabulary semantic segmentation in JAX.
@@ -79,12 +84,16 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; wrong use leaves through ``SystemExit(2)``."""
     parser = make_parser()
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         args = parser.parse_args(argv)
         if not hasattr(args, "run"):
             parser.error("name a command; 'sammi --help' lists them")
         with warnings.catch_warnings(), backend_errors(), bucket_errors():
             warnings.showwarning = _show_warning
+            if not hasattr(args, "process_id"):  # one that may be part of a job joins it first
+                use_compilation_cache()
             code = args.run(args)
         sys.stdout.flush()
         return code

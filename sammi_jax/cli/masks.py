@@ -7,7 +7,7 @@ from typing import Any
 from sammi_jax.cli.options import add_model_argument, chosen_model
 from sammi_jax.errors import SammiError, failure
 from sammi_jax.files import local_copy
-from sammi_jax.object_store import as_path
+from sammi_jax.object_store import as_path, exists
 
 _DESCRIPTION = """\
 Find masks with SAM. Without a prompt, everything that a grid of points finds.
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_images(args.images)
     if prompts and len(files) > 1:
         raise SammiError(f"{len(files)} images: points, boxes and a mask belong to one image")
+    exists(args.out)  # raises an error for a bucket that cannot be used
     sam = load_sam(chosen_model(args))
     failed = 0
     for file in tqdm(files, unit="image", disable=None):
@@ -98,11 +99,11 @@ def run(args: argparse.Namespace) -> int:
                 found = _ask(sam, file.path, prompts)
             else:
                 found = sam.everything(file.path, **options)
-            written = write_masks(found, file.path, args.out, file.name)
-            tqdm.write(f"{file.path}: {len(found.iou)} masks, {', '.join(map(str, written))}")
+            written = write_masks(found, file, args.out)
+            tqdm.write(f"{file.place}: {len(found.iou)} masks, {', '.join(map(str, written))}")
         except Exception as error:  # whatever one image does, the others are still done
             failed += 1
-            tqdm.write(f"sammi: error: {failure(file.path, error)}", file=sys.stderr)
+            tqdm.write(f"sammi: error: {failure(file.place, error)}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -125,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
                 failed += 1
                 tqdm.write(f"sammi: error: {outcome.error}", file=sys.stderr)
             else:
-                tqdm.write(f"{outcome.file.path}: {', '.join(map(str, outcome.written))}")
+                tqdm.write(f"{outcome.file.place}: {', '.join(map(str, outcome.written))}")
             bar.update()
     if args.coco is not None:
         write_json(args.coco, coco_file(files, args.out, classes.names))

@@ -48,16 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> str:
     """Where the trained model is."""
-    import logging
-
     import psutil
 
     from sammi_jax.config.files import load_config
+    from sammi_jax.training.checkpoint import quiet_orbax
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
 
-    # Orbax reports each of its steps, and with a traceback the errors that it raises as well.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    quiet_orbax()
     config = load_config(args.config, args.set)
     folder = train(make_task(config), config, args.workdir, psutil.Process().create_time())
     return f"trained model: {shown(folder)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sammi_jax.errors import SammiError
 from sammi_jax.files import local_copy, walk_files
-from sammi_jax.object_store import PathLike, as_path
+from sammi_jax.object_store import AnyPath, PathLike, as_path
 
 IMAGE_SUFFIXES = {
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff",
@@ -18,10 +18,17 @@ IMAGE_SUFFIXES = {
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image and the name of its results: a path below the output folder, without a suffix."""
+    """One image.
+
+    Attributes:
+        path: on this machine.
+        name: of its results: a path below the output folder, without a suffix.
+        place: what messages and results call it: its path, or the one in a bucket.
+    """
 
     path: Path
     name: str
+    place: AnyPath
 
 
 def find_images(arguments: Sequence[PathLike]) -> list[ImageFile]:
@@ -43,7 +50,8 @@ def find_images(arguments: Sequence[PathLike]) -> list[ImageFile]:
     ]
     folders = [Path(a) for a in arguments if Path(a).is_dir()]
     found: dict[Path, str] = {}  # an image that is named twice is segmented once
-    for argument in arguments:
+    remote: dict[Path, AnyPath] = {}
+    for argument, place in zip(arguments, places, strict=True):
         path = Path(argument)
         if path.is_dir():
             top = path.resolve().name if len(folders) > 1 else ""
@@ -68,10 +76,12 @@ def find_images(arguments: Sequence[PathLike]) -> list[ImageFile]:
         else:
             names = {path: path.name}
         found |= {file: name for file, name in names.items() if file not in found}
-    return _named(found)
+        if not isinstance(place, Path):
+            remote |= {file: place / file.relative_to(path).as_posix() for file in names}
+    return _named(found, remote)
 
 
-def _named(found: dict[Path, str]) -> list[ImageFile]:
+def _named(found: dict[Path, str], remote: dict[Path, AnyPath]) -> list[ImageFile]:
     stems = {path: str(Path(name).with_suffix("")) for path, name in found.items()}
     count = Counter(stems.values())
     names = {
@@ -86,4 +96,4 @@ def _named(found: dict[Path, str]) -> list[ImageFile]:
                 "different --out folders"
             )
         seen[name] = path
-    return [ImageFile(path, name) for path, name in names.items()]
+    return [ImageFile(path, name, remote.get(path, path)) for path, name in names.items()]

@@ -1,6 +1,5 @@
 """SAM's masks of an image, drawn and written."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,21 +8,21 @@ from PIL import Image
 from sammi_jax.figures import blend_colors, draw_proposals, palette
 from sammi_jax.files import atomic_file, write_json
 from sammi_jax.images import load_image
+from sammi_jax.inference.image_files import ImageFile
 from sammi_jax.inference.prompting import SamMasks
 from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.rle import encode_rle
 
 
-def write_masks(found: SamMasks, image: Path, folder: AnyPath, name: str) -> list[AnyPath]:
+def write_masks(found: SamMasks, image: ImageFile, folder: AnyPath) -> list[AnyPath]:
     """Write ``NAME_masks.png`` and ``NAME_masks.json``; returns the paths.
 
     Args:
         found: the masks.
-        image: the image's file.
+        image: the image's file, with the results' name.
         folder: to write to.
-        name: of the results, a path below it.
     """
-    pixels = load_image(image)
+    pixels = load_image(image.path)
     # Small masks lie over large ones.
     order = np.argsort(-found.masks.sum(axis=(1, 2)), kind="stable")
     number = np.zeros(pixels.shape[:2], np.int32)
@@ -34,13 +33,13 @@ def write_masks(found: SamMasks, image: Path, folder: AnyPath, name: str) -> lis
     covered = number > 0
     shown[covered] = blend_colors(pixels[covered], colors[number[covered] - 1])
     points = np.zeros((0, 2)) if found.points is None else found.points
-    paths = [folder / f"{name}_masks.png", folder / f"{name}_masks.json"]
+    paths = [folder / f"{image.name}_masks.png", folder / f"{image.name}_masks.json"]
     with atomic_file(paths[0]) as temporary:
         Image.fromarray(draw_proposals(shown, found.masks, points)).save(temporary, format="PNG")
     write_json(
         paths[1],
         {
-            "image": str(image),
+            "image": str(image.place),
             "height": pixels.shape[0],
             "width": pixels.shape[1],
             "masks": mask_records(found),

@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from sammi_jax.config.fields import to_dict
@@ -18,7 +17,7 @@ from sammi_jax.inference.image_files import ImageFile
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.inference.tiles import TileGrid
-from sammi_jax.object_store import AnyPath, exists, modified
+from sammi_jax.object_store import AnyPath, absolute, exists, modified
 from sammi_jax.typing import NpArray
 from sammi_jax.weights.model_folder import weights_digest
 
@@ -124,7 +123,7 @@ class FileSegmenter:
         image = found.get("image")
         if image != _identity(file):
             raise SammiError(
-                f"{record}: is the result of {image}, and {file.path} would overwrite it; give "
+                f"{record}: is the result of {image}, and {file.place} would overwrite it; give "
                 "another --out"
             )
         # An interrupted --overwrite leaves results of other settings.
@@ -177,7 +176,7 @@ class FileSegmenter:
 
 
 def _identity(file: ImageFile) -> str:
-    return str(file.path.absolute())
+    return str(absolute(file.place))
 
 
 def _placed(tiles: TileGrid, place: GeoImage | None) -> TileGrid:
@@ -191,14 +190,14 @@ def _decode(file: ImageFile) -> _Decoded:
         pixels = load_image(file.path) if place is None else place.pixels
         return _Decoded(file, pixels, place)
     except Exception as error:  # whatever a file does, the others are still read
-        return _Decoded(file, error=failure(file.path, error))
+        return _Decoded(file, error=failure(file.place, error))
 
 
 def _guarded(file: ImageFile, save: Callable[[], list[AnyPath]]) -> Outcome:
     try:
         return Outcome(file, tuple(save()))
     except Exception as error:  # the same of segmenting and writing
-        return Outcome(file, error=failure(file.path, error))
+        return Outcome(file, error=failure(file.place, error))
 
 
 def digest_model(model: Segmenter, folder: AnyPath) -> str:
@@ -207,7 +206,9 @@ def digest_model(model: Segmenter, folder: AnyPath) -> str:
     return hashlib.sha256((config + weights_digest(folder)).encode()).hexdigest()
 
 
-def coco_file(files: Sequence[ImageFile], out: Path, class_names: Sequence[str]) -> dict[str, Any]:
+def coco_file(
+    files: Sequence[ImageFile], out: AnyPath, class_names: Sequence[str]
+) -> dict[str, Any]:
     """All results as one file of COCO's: ``images``, ``categories``, ``annotations``.
 
     Category ids are labels plus one, as COCO's begin at 1. Images without a result are left out.
@@ -225,7 +226,7 @@ def coco_file(files: Sequence[ImageFile], out: Path, class_names: Sequence[str])
         record = read_json(path)
         number = len(images) + 1
         size = {"height": record["height"], "width": record["width"]}
-        images.append({"id": number, "file_name": str(file.path), **size})
+        images.append({"id": number, "file_name": str(file.place), **size})
         for found in record["annotations"]:
             ids = {"id": len(annotations) + 1, "image_id": number}
             category = {"category_id": found.pop("index") + 1}

@@ -9,6 +9,7 @@ from sammi_jax.errors import SammiError, one_line
 from sammi_jax.object_store import bucket_errors
 from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_AGAIN, EXIT_FAILED, EXIT_INTERRUPTED
+from sammi_jax.parallel.compilation_cache import use_compilation_cache
 from sammi_jax.parallel.watchdog import watch
 
 
@@ -39,6 +40,7 @@ def run_job(program: str, options: argparse.Namespace, work: Callable[[], str]) 
 
             join(program, options, channel)
         with backend_errors(), bucket_errors():
+            use_compilation_cache()
             print(work())
     except PreemptedError as notice:
         print(f"{program}: {notice}", file=sys.stderr)

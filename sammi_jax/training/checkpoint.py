@@ -6,6 +6,7 @@ Frozen parameters are read again from their source, and their digest is compared
 """
 
 import hashlib
+import logging
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -29,6 +30,12 @@ SCORE = "miou"  # of the numbers saved with a checkpoint, the one that says whic
 # What Orbax and tensorstore raise where files are truncated or missing, but not where a device is
 # out of memory.
 _UNREADABLE = (ValueError, KeyError, OSError)
+
+
+def quiet_orbax() -> None:
+    """Let Orbax not log each of its steps, nor with a traceback what it raises as well."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def check_workdir(workdir: AnyPath) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -17,8 +16,10 @@ from sammi_jax.config.model import SamConfig
 from sammi_jax.data.input.embeddings import CacheInfo, CacheWriter, writing_cache
 from sammi_jax.data.input.pipeline import in_order, iterate, threads_for
 from sammi_jax.errors import SammiError
+from sammi_jax.files import check_destination
 from sammi_jax.layers.init import Keys
 from sammi_jax.models.sam.image_encoder import ImageEncoder
+from sammi_jax.object_store import PathLike
 from sammi_jax.ops.sam_image import sam_crops
 from sammi_jax.parallel.batch import check_batch_size
 from sammi_jax.parallel.mesh import batch_sharding, fsdp_sharding, make_mesh
@@ -33,7 +34,7 @@ Encode = Callable[[UInt8[NpArray, "b s s 3"]], Float[NpArray, "b g g c"]]
 
 
 def make_cache(
-    config: TrainConfig, out: str | Path, dtype: Literal["float16", "float32"] = "float16"
+    config: TrainConfig, out: PathLike, dtype: Literal["float16", "float32"] = "float16"
 ) -> CacheInfo:
     """Encode every example of the training set; resumes where it was interrupted.
 
@@ -48,7 +49,9 @@ def make_cache(
     if not isinstance(config.task, SegmentConfig):
         raise SammiError("only segmentation experiments use SAM's embeddings")
     task = replace(config.task, sam_cache=None)
-    describe_embeddings(config, task)  # raises an error before weights are read
+    # These raise errors before weights are read.
+    check_destination(out)
+    describe_embeddings(config, task)
     mesh = make_mesh(config.mesh)
     check_batch_size(config.batch_size, mesh)
     params = SegmentTask(replace(config, task=task), task).initial_params(config.seed)

@@ -21,13 +21,16 @@ class Startup:
 
     Attributes:
         parts: seconds of each part, in order.
+        cpu: CPU seconds of each part, over all threads. Other jobs on the machine add none.
         cached: programs that came from JAX's compilation cache instead of the compiler.
     """
 
     def __init__(self, began: float | None = None):
         self.parts: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
         self.cached = 0
         self._marked = time.time() if began is None else began
+        self._cpu_marked = time.process_time() if began is None else 0.0
         jax.monitoring.register_event_listener(self._hear)
 
     def _hear(self, event: str, **_: object) -> None:
@@ -35,9 +38,10 @@ class Startup:
 
     def mark(self, part: str) -> None:
         """What ends here, and began at the previous mark, is this part."""
-        now = time.time()
+        now, cpu = time.time(), time.process_time()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._marked
-        self._marked = now
+        self.cpu[part] = self.cpu.get(part, 0.0) + cpu - self._cpu_marked
+        self._marked, self._cpu_marked = now, cpu
 
     @property
     def seconds(self) -> float:
@@ -50,13 +54,21 @@ class Startup:
 
     def values(self) -> dict[str, float]:
         """For the log."""
-        parts = {f"start_{part}_s": seconds for part, seconds in self.parts.items()}
-        return {"start_s": self.seconds, **parts, "start_cached": float(self.cached)}
+        return {
+            "start_s": self.seconds,
+            "start_cpu_s": sum(self.cpu.values(), 0.0),
+            **{f"start_{part}_s": seconds for part, seconds in self.parts.items()},
+            **{f"start_{part}_cpu_s": seconds for part, seconds in self.cpu.items()},
+            "start_cached": float(self.cached),
+        }
 
     def describe(self) -> str:
         """One line."""
         parts = ", ".join(f"{part} {seconds:.1f}" for part, seconds in self.parts.items())
-        return f"first step after {self.seconds:.1f} s ({parts}; {self.cached} programs cached)"
+        return (
+            f"first step after {self.seconds:.1f} s ({parts}; {sum(self.cpu.values()):.1f} s of "
+            f"CPU, {self.cached} programs cached)"
+        )
 
 
 class Goodput:

@@ -277,7 +277,7 @@ def writing_cache(folder: PathLike, info: CacheInfo) -> Generator[CacheWriter]:
     if writer.done != info.num_examples:
         raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
     if not isinstance(folder, Path):
-        upload_folder(partial, folder, INFO_FILE)
+        upload_folder(partial, folder, INFO_FILE, leave_out=[PROGRESS_FILE])
         shutil.rmtree(partial)
         return
     rename_folder(partial, folder)
