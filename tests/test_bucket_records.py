@@ -18,7 +18,7 @@ from sammi_jax.data.prepare.record_offsets import OFFSETS_FILE
 from sammi_jax.data.prepare.write import prepare, prepared_folder
 from sammi_jax.errors import SammiError
 from sammi_jax.object_store import as_path, list_objects
-from tests.emulators import BUCKET, amazon, google, use
+from tests.emulators import BUCKET, use
 from tests.test_data_prepare import ade
 
 NAME, COUNT = "ade20k_150", 10  # in shards of 4, 4 and 2
@@ -35,19 +35,10 @@ def disk(tmp_path_factory):
     return top
 
 
-@pytest.fixture(scope="module")
-def ports():
-    with google() as gs, amazon() as s3:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            use(monkeypatch, s3)
-            object_store._filesystem("s3").mkdir(BUCKET)
-        yield {"gs": gs, "s3": s3}
-
-
 @pytest.fixture(params=["gs", "s3"])
-def bucket(request, ports, disk, monkeypatch, tmp_path):
+def bucket(request, stores, disk, monkeypatch, tmp_path):
     """The same folder in a bucket, and an empty cache."""
-    use(monkeypatch, ports[request.param])
+    use(monkeypatch, stores[request.param])
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data_dir = as_path(f"{request.param}://{BUCKET}/data")
     object_store.remove(data_dir)
@@ -175,9 +166,9 @@ def test_a_shard_that_changes_while_it_is_read(bucket):
         source[1]
 
 
-def test_google_is_asked_for_the_version_that_was_listed(ports, monkeypatch):
+def test_google_is_asked_for_the_version_that_was_listed(stores, monkeypatch):
     """The emulator gives any version."""
-    use(monkeypatch, ports["gs"])
+    use(monkeypatch, stores["gs"])
     path = as_path(f"gs://{BUCKET}/object")
     object_store.put(path, b"content")
     files, asked = object_store._filesystem("gs"), {}
