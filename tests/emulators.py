@@ -92,6 +92,7 @@ def refusing(status, body):
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusal)
+    server.handle_error = lambda *_: None  # it prints that a client did not wait for the answer
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
