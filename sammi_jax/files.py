@@ -343,8 +343,8 @@ def check_destination(folder: PathLike) -> AnyPath:
     In a bucket a folder is also free where an upload into it was cut off.
 
     Raises:
-        SammiError: something is there already, other than an empty folder; or the bucket cannot be
-            read.
+        SammiError: something is there already, other than an empty folder; or nothing can be
+            written there; or the bucket cannot be read.
     """
     folder = object_store.absolute(as_path(folder))
     if not isinstance(folder, Path):
@@ -356,4 +356,11 @@ def check_destination(folder: PathLike) -> AnyPath:
         is_free = not (folder.exists() or folder.is_symlink())
     if not is_free:
         raise SammiError(f"{folder}: exists already; name a new folder or remove it first")
+    if isinstance(folder, Path):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise SammiError(
+                f"{there}: cannot be written to (no folder, without the right, or on a disk that "
+                "is read-only); name a folder elsewhere"
+            )
     return folder

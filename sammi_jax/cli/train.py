@@ -50,8 +50,6 @@ def _train(args: argparse.Namespace) -> str:
     """Where the trained model is."""
     import logging
 
-    import psutil
-
     from sammi_jax.config.files import load_config
     from sammi_jax.training.loop import train
     from sammi_jax.training.tasks import make_task
@@ -59,5 +57,14 @@ def _train(args: argparse.Namespace) -> str:
     # Orbax reports each of its steps, and with a traceback the errors that it raises as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = load_config(args.config, args.set)
-    folder = train(make_task(config), config, args.workdir, psutil.Process().create_time())
+    folder = train(make_task(config), config, args.workdir, _age())
     return f"trained model: {shown(folder)}"
+
+
+def _age() -> float:
+    """Seconds since this process began."""
+    import time
+
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())
