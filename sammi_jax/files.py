@@ -88,6 +88,7 @@ _DISK_PROBLEMS = {
     errno.EIO: f"the disk fails (input/output error); have it checked, and {_AGAIN}",
     errno.ESTALE: f"the network disk is gone; mount it again, and {_AGAIN}",
     errno.ENOTDIR: "a part of this path is a file and no folder; name another folder",
+    errno.EEXIST: "is a file where a folder has to be; name another folder",
 }
 
 

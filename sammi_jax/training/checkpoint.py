@@ -171,9 +171,12 @@ class Checkpoints:
                 yield
         except _UNREADABLE as error:
             _raise_if_unreachable(where, error)
+            reason = one_line(error)
+            if isinstance(error, TimeoutError):  # Orbax reads the time of day: 10 minutes and more
+                reason = "the disk did not answer for minutes, or the clock was set forward"
             raise SammiError(
-                f"{where}: could not be written ({one_line(error)}); the same command resumes from "
-                "the checkpoint before it"
+                f"{where}: could not be written ({reason}); the same command resumes from the "
+                "checkpoint before it"
             ) from error
 
     def restore(self, state: TrainState) -> TrainState:

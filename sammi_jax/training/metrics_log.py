@@ -23,6 +23,7 @@ from sammi_jax.training.goodput import Goodput, Startup
 T = TypeVar("T")
 
 LOG_FILE = "log.jsonl"
+_FLUSH_S = 120.0  # between two times that events are forced to the disk
 
 
 def _rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
@@ -196,6 +197,7 @@ class _Board:
                 "'sammi_jax[tensorboard]'"
             ) from error
         self._folder, self._event, self._scalar = folder, Event, scalar
+        self._flushed = time.perf_counter()
         with write_errors(folder):
             directory_check(str(folder))
             self._writer = EventsWriter(str(folder / "events"))
@@ -210,7 +212,9 @@ class _Board:
                 self._writer.write_event(
                     self._event(wall_time=time.time(), step=step, summary=summary)
                 )
-            self._writer.flush()
+            if time.perf_counter() - self._flushed > _FLUSH_S:
+                self._writer.flush()
+                self._flushed = time.perf_counter()
 
     def close(self) -> None:
         """Close the file."""
