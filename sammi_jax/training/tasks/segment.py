@@ -200,7 +200,8 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
 
     def predictor(self, params: Mapping[str, Any]) -> Segmenter:
         """The segmenter."""
-        return Segmenter(self._task.model, params, lambda: self._tokenizer)
+        dtype = self._config.eval.compute_dtype
+        return Segmenter(self._task.model, params, lambda: self._tokenizer, dtype)
 
     def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A catseg or sammi model folder with the tokenizer."""
