@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sammi_jax.files import atomic_file
-from sammi_jax.images import stripes
+from sammi_jax.images import stripes, write_image
 from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Float, Integer, NpArray, UInt8
 
@@ -154,8 +153,7 @@ def draw_curves(records: Sequence[dict[str, Any]], file: AnyPath) -> None:
     for row, name in enumerate(names):
         points = [(record["step"], record[name]) for record in records if name in record]
         _draw_curve(draw, row * HEIGHT, name, points)
-    with atomic_file(file) as temporary:
-        image.save(temporary, format="PNG")
+    write_image(file, image)
 
 
 def _is_drawn(name: str) -> bool:

@@ -5,6 +5,7 @@ killed or the disk is full, what was there before stays. What goes to a bucket i
 and then uploaded (`sammi_jax.object_store`); what comes from one is downloaded into a cache.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any, Literal
@@ -78,25 +78,85 @@ def write_atomic(path: AnyPath, content: str | bytes) -> None:
         temporary.write_bytes(content)
 
 
+_AGAIN = "run the same command again (what was saved before is kept)"
+_DISK_PROBLEMS = {
+    errno.ENOSPC: f"the disk is full; free space on it, and {_AGAIN}",
+    errno.EDQUOT: f"your quota on this disk is used up; free space on it, and {_AGAIN}",
+    errno.EFBIG: "the file is larger than its disk or 'ulimit -f' allows; raise the limit, and "
+    f"{_AGAIN}",
+    errno.EROFS: "the disk is read-only; name a folder on another one",
+    errno.EACCES: "permission denied; change its rights, or name another folder",
+    errno.EPERM: "the system does not permit it; change its rights, or name another folder",
+    errno.EIO: f"the disk fails (input/output error); have it checked, and {_AGAIN}",
+    errno.ESTALE: f"the network disk is gone; mount it again, and {_AGAIN}",
+    errno.ENOTDIR: "a part of this path is a file and no folder; name another folder",
+    errno.EEXIST: "is a file where a folder has to be; name another folder",
+}
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk, and the remedy; None: the error is another one.
+
+    Args:
+        error: of Python, or of a library that writes by itself and quotes the system's message.
+    """
+    code = error.errno if isinstance(error, OSError) else None
+    if code is None:
+        text = str(error)
+        # The system's words are those of Python: "No space left on device" and so on.
+        code = next((code for code in _DISK_PROBLEMS if os.strerror(code) in text), None)
+    return None if code is None else _DISK_PROBLEMS.get(code)
+
+
+@contextmanager
+def write_errors(path: AnyPath, temporary: Path | None = None) -> Iterator[None]:
+    """Errors of the disk as one line with the remedy; other errors pass.
+
+    Args:
+        path: that is written; an error that names another file is about that one. In a bucket
+            all errors pass (`object_store.bucket_errors`).
+        temporary: under whose name it is written.
+    """
+    try:
+        yield
+    except SammiError:
+        raise
+    except Exception as error:
+        problem = disk_problem(error) if isinstance(path, Path) else None
+        if problem is None:
+            raise
+        where = str(path)
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            where = error.filename
+        if temporary is not None:
+            where = where.replace(temporary.name, path.name)
+        raise SammiError(f"{where}: {problem}") from error
+
+
 @contextmanager
 def atomic_file(path: AnyPath) -> Iterator[Path]:
     """A temporary path on this machine: the file written there replaces ``path`` at the end.
 
     On any error it is deleted instead. Parent folders are created.
+
+    Raises:
+        SammiError: the disk is full, read-only or broken.
     """
     if not isinstance(path, Path):
-        with TemporaryDirectory(prefix="sammi-") as folder:
+        with TemporaryDirectory(prefix="sammi-") as folder, write_errors(Path(folder)):
             yield Path(folder, path.name)
             object_store.put(path, Path(folder, path.name))
         return
     temporary = _temporary_sibling(path)
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with write_errors(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager
@@ -109,22 +169,26 @@ def atomic_folder(folder: AnyPath, marker: str) -> Iterator[Path]:
     Args:
         folder: on this machine or in a bucket.
         marker: the file that every reader requires: it is uploaded last.
+
+    Raises:
+        SammiError: the disk is full, read-only or broken.
     """
     if not isinstance(folder, Path):
-        with TemporaryDirectory(prefix="sammi-") as parent:
+        with TemporaryDirectory(prefix="sammi-") as parent, write_errors(Path(parent)):
             temporary = Path(parent, folder.name)
             temporary.mkdir()
             yield temporary
             upload_folder(temporary, folder, marker)
         return
     temporary = _temporary_sibling(folder)
-    temporary.mkdir()
-    try:
-        yield temporary
-        rename_folder(temporary, folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with write_errors(folder, temporary):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            rename_folder(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def upload_folder(
@@ -199,7 +263,7 @@ def local_copy(
     top = cached_folder(path, found)
 
     def fetch(name: str) -> None:
-        with full_disk(top), atomic_file(top / name) as temporary:
+        with atomic_file(top / name) as temporary, full_disk(top):
             object_store.get(path / name if name else path, temporary)
             os.utime(temporary, (found[name].modified, found[name].modified))
 
@@ -225,7 +289,7 @@ def full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (ENOSPC, EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise SammiError(
             f"{folder}: no space is left for the copy of what is in the bucket; delete old copies "
@@ -279,17 +343,25 @@ class AppendedFile:
 
     def __init__(self, path: AnyPath):
         self._path, self._text = path, ""
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         if isinstance(path, Path):
-            self._file = path.open("a")
+            with write_errors(path):
+                self._file = path.open("ab", buffering=0)  # nothing is left to be written later
         elif object_store.exists(path):
             self._text = object_store.read_bytes(path).decode()
 
     def write(self, line: str) -> None:
-        """Add a line."""
+        """Add a line.
+
+        Raises:
+            SammiError: the disk is full, or the bucket cannot be written to; of the line a part
+                may be there.
+        """
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with write_errors(self._path):
+                rest = line.encode()
+                while rest:  # a disk that is nearly full takes a part, and refuses the next
+                    rest = rest[self._file.write(rest) :]
         else:
             self._text += line
             object_store.put(self._path, self._text.encode())
@@ -313,7 +385,6 @@ def rename_folder(temporary: Path, folder: Path) -> None:
 
 def _temporary_sibling(path: Path) -> Path:
     """A hidden name that no other process uses, in the same folder: a rename is then atomic."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
@@ -331,8 +402,8 @@ def check_destination(folder: PathLike) -> AnyPath:
     In a bucket a folder is also free where an upload into it was cut off.
 
     Raises:
-        SammiError: something is there already, other than an empty folder; or the bucket cannot be
-            read.
+        SammiError: something is there already, other than an empty folder; or nothing can be
+            written there; or the bucket cannot be read.
     """
     folder = object_store.absolute(as_path(folder))
     if not isinstance(folder, Path):
@@ -344,4 +415,11 @@ def check_destination(folder: PathLike) -> AnyPath:
         is_free = not (folder.exists() or folder.is_symlink())
     if not is_free:
         raise SammiError(f"{folder}: exists already; name a new folder or remove it first")
+    if isinstance(folder, Path):
+        there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise SammiError(
+                f"{there}: cannot be written to (no folder, without the right, or on a disk that "
+                "is read-only); name a folder elsewhere"
+            )
     return folder

@@ -1,4 +1,4 @@
-"""Image files and arrays on the host: decoding, resizing and cropping.
+"""Image files and arrays on the host: decoding, writing, resizing and cropping.
 
 Nothing here touches a device. Every image becomes uint8 RGB ``[H, W, 3]`` first.
 """
@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import write_atomic
+from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import NpArray, UInt8
 
 _16_BITS = 65535
@@ -84,6 +86,17 @@ def load_image(source: Any, formats: tuple[str, ...] | None = None) -> UInt8[NpA
         raise SammiError(
             f"{name}: cannot be decoded ({one_line(error)}); export the image again"
         ) from error
+
+
+def write_image(path: AnyPath, image: Image.Image, format: str = "PNG") -> None:
+    """Write an image file atomically.
+
+    Raises:
+        SammiError: the disk is full, read-only or broken.
+    """
+    content = io.BytesIO()  # Pillow itself does not notice that a disk has no room for a JPEG file
+    image.save(content, format=format)
+    write_atomic(path, content.getvalue())
 
 
 def _pixels(image: Image.Image, name: str) -> NpArray:

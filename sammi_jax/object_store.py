@@ -167,14 +167,6 @@ def exists(path: AnyPath) -> bool:
     return True
 
 
-def modified(path: AnyPath) -> float:
-    """When a file or object was last written, in seconds since 1970."""
-    if isinstance(path, Path):
-        return path.stat().st_mtime
-    with bucket_errors(path):
-        return _files(path).modified(str(path)).timestamp()
-
-
 def read_bytes(path: AnyPath) -> bytes:
     """The content of a file or an object.
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "sammi_jax"
 LEVELS = """
-    errors typing object_store < files images text ops figures < config < layers data parallel
+    errors typing object_store < files locks images text ops figures < config < layers data parallel
     < models < weights functional < inference convert < evaluation export < training doctor
     < pods bench < serve < cli
 """

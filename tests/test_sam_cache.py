@@ -352,7 +352,8 @@ with writing_cache("cache", info) as writer:
         [sys.executable, "-c", script], env=environment, cwd=tmp_path, check=False
     )
     assert done.returncode == -signal.SIGKILL
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".cache.partial", "info.json"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".cache.partial", ".cache.partial.lock", "info.json"}
     with writing_cache(tmp_path / "cache", INFO) as writer:
         assert writer.done == 4
         writer.write(np.full((2, 8, 8, 16), 2, np.float32), 4)

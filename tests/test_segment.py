@@ -285,7 +285,7 @@ def test_a_run_is_resumed(model, picture, tmp_path):
     ]  # fmt: skip
     assert {entry["category_id"] for entry in record["annotations"]} <= {1, 2, 3}
     (out / "b_png.json").unlink()
-    os.utime(images / "deep" / "a.png", (2e9, 2e9))  # it changed after it was segmented
+    os.utime(images / "deep" / "a.png", (1e9, 1e9))  # replaced, by an older file
     job.claim("digest", overwrite=False)
     assert [file.name for file in job.pending(files)] == ["b_png", "deep/a"]
     other = FileSegmenter(model, make_class_list("red thing"), out, 1)

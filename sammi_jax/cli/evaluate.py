@@ -73,15 +73,20 @@ def run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> str:
     """The table of all data sets; everything is written as well."""
+    from contextlib import ExitStack
+
+    import jax
+
     from sammi_jax.config.experiment import SegmentConfig
     from sammi_jax.config.fields import to_dict
     from sammi_jax.config.files import config_digest, load_config
-    from sammi_jax.data.catalogue import open_dataset
+    from sammi_jax.data.catalogue import fingerprint, open_dataset
     from sammi_jax.evaluation.evaluator import evaluate
     from sammi_jax.evaluation.report import write_results
     from sammi_jax.evaluation.sam_masks import score_sam, write_sam_scores
     from sammi_jax.inference.towers import load_sam
     from sammi_jax.inference.zero_shot import load_predictor
+    from sammi_jax.locks import exclusive
     from sammi_jax.parallel.mesh import make_mesh
     from sammi_jax.weights.model_folder import describe, weights_digest
 
@@ -95,20 +100,27 @@ def _evaluate(args: argparse.Namespace) -> str:
     datasets = [
         open_dataset(name, config.eval.num_examples, data_dir=args.data_dir) for name in names
     ]
-    if describe(folder).kind == "sam":
-        sam = load_sam(folder)
-        records = [score_sam(sam, dataset) for dataset in datasets]
-        return write_sam_scores(records, folder, args.workdir)
-    mesh = make_mesh(config.mesh)
-    predictor = load_predictor(folder, config.task.model)
-    identity = {
-        "config": config_digest(config),
-        "model": to_dict(predictor.config),
-        "weights": weights_digest(folder),
-    }
-    results, table = [], ""
-    for dataset in datasets:
-        results.append(evaluate(predictor, dataset, config.eval, mesh, args.workdir, identity))
-        # after every set: what is done stays done
-        table = write_results(results, folder, config, predictor.config, args.workdir)
-    return table
+    kind = describe(folder).kind
+    with ExitStack() as stack:
+        if jax.process_index() == 0:  # before the work: this also finds that nothing can be written
+            stack.enter_context(exclusive(args.workdir / ".eval.lock", args.workdir))
+        if kind == "sam":
+            sam = load_sam(folder)
+            records = [score_sam(sam, dataset) for dataset in datasets]
+            return write_sam_scores(records, folder, args.workdir)
+        mesh = make_mesh(config.mesh)
+        predictor = load_predictor(folder, config.task.model, config.eval.compute_dtype)
+        identity = {
+            "config": config_digest(config),
+            "model": to_dict(predictor.config),
+            "weights": weights_digest(folder),
+        }
+        results, table = [], ""
+        for dataset in datasets:
+            data = {"data": fingerprint(dataset)}
+            results.append(
+                evaluate(predictor, dataset, config.eval, mesh, args.workdir, identity | data)
+            )
+            # after every set: what is done stays done
+            table = write_results(results, folder, config, predictor.config, args.workdir)
+        return table

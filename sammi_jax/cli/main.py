@@ -33,6 +33,7 @@ from sammi_jax.cli import (
 )
 from sammi_jax.cli import compile as compile_command
 from sammi_jax.errors import SammiError
+from sammi_jax.files import disk_problem
 from sammi_jax.object_store import bucket_errors
 from sammi_jax.parallel.backend import backend_errors
 from sammi_jax.parallel.channel import EXIT_INTERRUPTED
@@ -103,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        return _fail(f"{error.filename or 'system'}: {error.strerror or error}")
+        problem = disk_problem(error) or error.strerror or str(error)
+        return _fail(f"{error.filename or 'system'}: {problem}")
     except KeyboardInterrupt:
         print("sammi: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -48,8 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _train(args: argparse.Namespace) -> str:
     """Where the trained model is."""
-    import psutil
-
     from sammi_jax.config.files import load_config
     from sammi_jax.training.checkpoint import quiet_orbax
     from sammi_jax.training.loop import train
@@ -57,5 +55,14 @@ def _train(args: argparse.Namespace) -> str:
 
     quiet_orbax()
     config = load_config(args.config, args.set)
-    folder = train(make_task(config), config, args.workdir, psutil.Process().create_time())
+    folder = train(make_task(config), config, args.workdir, _age())
     return f"trained model: {shown(folder)}"
+
+
+def _age() -> float:
+    """Seconds since this process began."""
+    import time
+
+    import psutil
+
+    return max(0.0, time.time() - psutil.Process().create_time())

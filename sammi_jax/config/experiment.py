@@ -155,6 +155,8 @@ class EvalConfig:
     """How `eval.py` runs."""
 
     batch_size: int = 8  # images a step over all devices; a multiple of their number
+    # What the model's products compute in (a training's is `TrainConfig.compute_dtype`).
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
     num_examples: int | None = None  # the first ones only; None: all
     # Test-time augmentation: scores of the mirrored image, and of other canvases, are averaged in.
     flip: bool = False

@@ -11,7 +11,7 @@ again.
 import bisect
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import SupportsIndex
@@ -74,6 +74,11 @@ class BucketRecords:
         if record is None:
             raise self._error(shard)
         return record
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Names and bytes of the shards, in order."""
+        for shard in self._shards:
+            yield shard.name, shard.stored.size
 
     def _download(self, shard: _Shard, file: Path, begin: int, end: int) -> None:
         """Put a part of a shard into its place in the file."""

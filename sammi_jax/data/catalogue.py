@@ -1,5 +1,7 @@
 """Data sets by name, with everything that an evaluation needs to know about them."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +13,7 @@ from sammi_jax.data.prepare.known_sets import get_layout
 from sammi_jax.data.prepare.record_offsets import read_offsets
 from sammi_jax.data.prepare.records import shard_prefix
 from sammi_jax.data.prepare.write import prepared_folder
-from sammi_jax.data.sources import FolderSource, PreparedSource
+from sammi_jax.data.sources import FolderSource, PreparedSource, Stored
 from sammi_jax.data.user_folder import read_user_folder
 from sammi_jax.data.vocabulary import get_vocabulary, vocabulary_hash, vocabulary_names
 from sammi_jax.errors import SammiError
@@ -108,6 +110,18 @@ def open_dataset(
     if near:
         raise SammiError(f"{name}: no such data set; did you mean {near[0]}?")
     raise SammiError(f"{name}: no such data set; there are {', '.join(known)}")
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 of class names and of the names and sizes of the files; empty: it has no files.
+
+    Other content of the same size is not noticed: no file is read.
+    """
+    source = dataset.source
+    if not isinstance(source, Stored):
+        return ""
+    what = [list(dataset.class_names), list(dataset.merge), list(source.files())]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _open_shapes(name: str, num_examples: int | None) -> Dataset:

@@ -5,7 +5,7 @@ the EXIF orientation of the image applied, and can be pickled for worker process
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -43,6 +43,15 @@ class Glanceable(Protocol):
         ...
 
 
+@runtime_checkable
+class Stored(Protocol):
+    """A source of files."""
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Names and bytes of the files that hold its examples, in order."""
+        ...
+
+
 class PreparedSource:
     """One split of a folder that `sammi_jax.data.prepare` wrote.
 
@@ -63,7 +72,8 @@ class PreparedSource:
         num_examples: int | None = None,
         records: BucketRecords | None = None,
     ):
-        self._directory, self.is_remote = Path(directory), records is not None
+        self._directory, self._split = Path(directory), split
+        self._remote = records
         try:
             self._records = open_records(self._directory, split, records)
         except (ValueError, KeyError, OSError) as error:
@@ -90,6 +100,19 @@ class PreparedSource:
         record = self._record(index)
         size = _image_size(Image.open(BytesIO(record["image"])))
         return Glance(record["file_name"].decode(), size, label_from_png(record["label"]))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its records are downloaded as they are read."""
+        return self._remote is not None
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """The shards."""
+        if self._remote is not None:
+            yield from self._remote.files()
+            return
+        for path in sorted(self._directory.glob(f"*-{self._split}.array_record-*")):
+            yield path.name, path.stat().st_size
 
     def _record(self, index: SupportsIndex) -> dict[str, Any]:
         index = _checked_index(self._directory, index, self._length)
@@ -123,6 +146,13 @@ class FolderSource:
             "label": read_index(pair.labels[0]),
             "file_name": pair.key + pair.image.suffix,
         }
+
+    def files(self) -> Iterator[tuple[str, int]]:
+        """Images and labels; one that is gone has -1 bytes."""
+        for pair in self._pairs:
+            for path in (pair.image, *pair.labels):
+                name = path.relative_to(self._folder).as_posix()
+                yield name, path.stat().st_size if path.is_file() else -1
 
     def glance(self, index: int) -> Glance:
         """The example of that index without decoding its image."""

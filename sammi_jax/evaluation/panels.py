@@ -10,7 +10,7 @@ from sammi_jax.config.experiment import EvalConfig
 from sammi_jax.data.catalogue import Dataset
 from sammi_jax.evaluation.shards import local_rows
 from sammi_jax.figures import class_colors, draw_panel, draw_proposals, label_image
-from sammi_jax.files import atomic_file
+from sammi_jax.images import write_image
 from sammi_jax.object_store import AnyPath
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.typing import Int, NpArray
@@ -46,11 +46,11 @@ class ImageWriter:
             labels = predicted[row, :height, :width]
             if self._config.save_labels:
                 image = label_image(labels, self._dataset.num_classes, self._dataset.palette)
-                _save(image, self._labels / f"{stem}.png")
+                write_image(self._labels / f"{stem}.png", image)
             if self._left:
                 self._left -= 1
                 panel = self._panel(example, labels, row, proposals)
-                _save(panel, self._panels / f"{stem}.png")
+                write_image(self._panels / f"{stem}.png", panel)
 
     def _panel(
         self, example: dict[str, Any], labels: Int[NpArray, "h w"], row: int, proposals: Any
@@ -77,11 +77,6 @@ class ImageWriter:
         order = [int(c) for c in np.argsort(-there, kind="stable") if there[c]]
         entries = [(self._names[c], tuple(colors[c].tolist())) for c in order]
         return draw_panel(zip(_TITLES, images, strict=False), entries)
-
-
-def _save(image: Image.Image, file: AnyPath) -> None:
-    with atomic_file(file) as temporary:
-        image.save(temporary, format="PNG")
 
 
 def _resize_masks(masks: NpArray, size: tuple[int, int]) -> NpArray:

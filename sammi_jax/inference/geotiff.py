@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sammi_jax.errors import SammiError, one_line
-from sammi_jax.files import atomic_file
+from sammi_jax.files import write_atomic
 from sammi_jax.images import to_bytes
 from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Int, NpArray, UInt8
@@ -45,7 +45,7 @@ class GeoImage:
 
         Pixels without data get the type's largest value, which the file names as such.
         """
-        import rasterio
+        from rasterio.io import MemoryFile
 
         dtype = np.uint8 if num_classes < np.iinfo(np.uint8).max else np.uint16
         nodata = int(np.iinfo(dtype).max)
@@ -54,8 +54,11 @@ class GeoImage:
             "dtype": dtype, "nodata": nodata, "crs": self.crs, "transform": self.transform,
             "compress": "deflate", "tiled": True,
         }  # fmt: skip
-        with atomic_file(path) as temporary, rasterio.open(temporary, "w", **profile) as file:
-            file.write(np.where(self.valid, labels, nodata).astype(dtype), 1)
+        # Made in memory: GDAL may close a file without noticing that the disk is full.
+        with MemoryFile() as memory:
+            with memory.open(**profile) as file:
+                file.write(np.where(self.valid, labels, nodata).astype(dtype), 1)
+            write_atomic(path, memory.read())
 
 
 def read_geotiff(path: str | Path) -> GeoImage | None:

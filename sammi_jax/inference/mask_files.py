@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image
 
 from sammi_jax.figures import blend_colors, draw_proposals, palette
-from sammi_jax.files import atomic_file, write_json
-from sammi_jax.images import load_image
+from sammi_jax.files import write_json
+from sammi_jax.images import load_image, write_image
 from sammi_jax.inference.image_files import ImageFile
 from sammi_jax.inference.prompting import SamMasks
 from sammi_jax.object_store import AnyPath
@@ -34,8 +34,7 @@ def write_masks(found: SamMasks, image: ImageFile, folder: AnyPath) -> list[AnyP
     shown[covered] = blend_colors(pixels[covered], colors[number[covered] - 1])
     points = np.zeros((0, 2)) if found.points is None else found.points
     paths = [folder / f"{image.name}_masks.png", folder / f"{image.name}_masks.json"]
-    with atomic_file(paths[0]) as temporary:
-        Image.fromarray(draw_proposals(shown, found.masks, points)).save(temporary, format="PNG")
+    write_image(paths[0], Image.fromarray(draw_proposals(shown, found.masks, points)))
     write_json(
         paths[1],
         {

@@ -11,8 +11,8 @@ from PIL import Image
 
 from sammi_jax.errors import SammiError
 from sammi_jax.figures import blend_classes, draw_panel, draw_proposals, label_image, palette
-from sammi_jax.files import atomic_file, write_json
-from sammi_jax.images import stripes
+from sammi_jax.files import write_json
+from sammi_jax.images import stripes, write_image
 from sammi_jax.models.proposals import MaskProposals
 from sammi_jax.object_store import AnyPath, as_path
 from sammi_jax.ops.resize import between_rows, bilinear_taps
@@ -136,8 +136,7 @@ class Segmentation:
                 f"{path}: {path.suffix or 'no suffix'} is no image format that can be written; "
                 "name a .png or .jpg file"
             )
-        with atomic_file(path) as temporary:
-            self.overlay().save(temporary, format=format)
+        write_image(path, self.overlay(), format)
 
     def overlay(self) -> Image.Image:
         """The figure that `save` writes; large images are drawn at most 4,096 pixels long."""
@@ -273,8 +272,7 @@ class Segmentation:
         """
         paths = [folder / f"{stem}{end}" for end in ("_overlay.png", "_labels.png", ".json")]
         self.save(paths[0])
-        with atomic_file(paths[1]) as temporary:
-            label_image(self.labels, len(self.class_names)).save(temporary, format="PNG")
+        write_image(paths[1], label_image(self.labels, len(self.class_names)))
         found = {"annotations": self.annotations(), "regions": self.regions()}
         write_json(paths[2], dict(record or {}) | self.summary() | found)
         return paths

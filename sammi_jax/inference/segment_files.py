@@ -17,7 +17,7 @@ from sammi_jax.inference.image_files import ImageFile
 from sammi_jax.inference.result import Segmentation
 from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.inference.tiles import TileGrid
-from sammi_jax.object_store import AnyPath, absolute, exists, modified
+from sammi_jax.object_store import AnyPath, absolute, exists
 from sammi_jax.typing import NpArray
 from sammi_jax.weights.model_folder import weights_digest
 
@@ -29,6 +29,7 @@ class _Decoded:
     """An image file's pixels, or why there are none."""
 
     file: ImageFile
+    stamp: list[int]  # of the file before it was read
     pixels: NpArray | None = None
     place: GeoImage | None = None
     error: str = ""
@@ -108,7 +109,7 @@ class FileSegmenter:
         write_json(path, settings)
 
     def pending(self, files: Sequence[ImageFile]) -> list[ImageFile]:
-        """The images without a result of these settings that is newer than they are.
+        """The images without a result of these settings, or that have changed since.
 
         Raises:
             SammiError: a result of that name belongs to another image.
@@ -129,10 +130,7 @@ class FileSegmenter:
         # An interrupted --overwrite leaves results of other settings.
         if found.get("settings_sha256") != self._settings_sha256:
             return False
-        try:
-            return file.path.stat().st_mtime <= modified(record)
-        except OSError:  # it is gone: reading it will say so
-            return False
+        return found.get("image_stamp") == _stamp(file)
 
     def __call__(self, files: Sequence[ImageFile]) -> Iterator[Outcome]:
         """Segment the images; whatever one does, the others are still segmented."""
@@ -171,12 +169,28 @@ class FileSegmenter:
             labels = stem.parent / f"{stem.name}_labels.tif"
             one.place.write_labels(result.labels, len(result.class_names), labels)
             written.append(labels)
-        record = {"image": _identity(one.file), "settings_sha256": self._settings_sha256}
+        record = {
+            "image": _identity(one.file),
+            "image_stamp": one.stamp,
+            "settings_sha256": self._settings_sha256,
+        }
         return [*written, *result.write(stem.parent, stem.name, record)]
 
 
 def _identity(file: ImageFile) -> str:
     return str(absolute(file.place))
+
+
+def _stamp(file: ImageFile) -> list[int]:
+    """Bytes of an image file and when it was written (ns); empty: it is gone.
+
+    Compared for equality, so that no clock decides what is newer.
+    """
+    try:
+        found = file.path.stat()
+    except OSError:  # reading it will say so
+        return []
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _placed(tiles: TileGrid, place: GeoImage | None) -> TileGrid:
@@ -185,12 +199,13 @@ def _placed(tiles: TileGrid, place: GeoImage | None) -> TileGrid:
 
 
 def _decode(file: ImageFile) -> _Decoded:
+    stamp = _stamp(file)
     try:
         place = read_geotiff(file.path)
         pixels = load_image(file.path) if place is None else place.pixels
-        return _Decoded(file, pixels, place)
+        return _Decoded(file, stamp, pixels, place)
     except Exception as error:  # whatever a file does, the others are still read
-        return _Decoded(file, error=failure(file.place, error))
+        return _Decoded(file, stamp, error=failure(file.place, error))
 
 
 def _guarded(file: ImageFile, save: Callable[[], list[AnyPath]]) -> Outcome:

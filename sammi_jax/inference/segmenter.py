@@ -42,6 +42,7 @@ class Segmenter(TextPrompted):
         config: of the model.
         params: all its parameters and buffers by path.
         tokenizer: called when texts are first read.
+        dtype: what matrix products compute in, "float32" or "bfloat16".
     """
 
     def __init__(
@@ -49,12 +50,15 @@ class Segmenter(TextPrompted):
         config: SegmenterConfig,
         params: Mapping[str, Any],
         tokenizer: Callable[[], Tokenizer],
+        dtype: str = "float32",
     ):
-        super().__init__(config, build(model_maker(config), params), tokenizer)
+        self._dtype = dtype
+        super().__init__(config, build(model_maker(config), params, dtype), tokenizer)
 
     def replace_params(self, params: Mapping[str, Any]) -> None:
         """Use other parameters of the same shapes; compiled programs are kept."""
-        _, state = nnx.split(unrolled_on_cpu(build(model_maker(self.config), params)))
+        module = build(model_maker(self.config), params, self._dtype)
+        _, state = nnx.split(unrolled_on_cpu(module))
         self._replace_state(state)
         self.__dict__.pop("sam", None)  # it holds the old ones
 
@@ -254,12 +258,16 @@ class Segmenter(TextPrompted):
         return ScoreMaps(lambda: on_request(size), lambda: on_request(None))
 
 
-def load(folder: Any = DEFAULT) -> Segmenter:
+def load(folder: Any = DEFAULT, dtype: str = "float32") -> Segmenter:
     """Load a CAT-Seg or SAM-MI model folder; without one, the bundled model of OpenShapes.
+
+    Args:
+        folder: of the model.
+        dtype: what matrix products compute in, "float32" or "bfloat16".
 
     Raises:
         SammiError: the folder is missing, damaged, or holds another kind of model.
     """
     model = read_model(folder, ["catseg", "sammi"])
     tokenizer = partial(load_tokenizer, folder, model.tokenizer_path)
-    return Segmenter(model.config, model.params, tokenizer)
+    return Segmenter(model.config, model.params, tokenizer, dtype)

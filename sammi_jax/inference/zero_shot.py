@@ -27,13 +27,14 @@ class ZeroShot(TextPrompted):
         folder: a CLIP model folder.
         config: sizes and templates of the segmenter that it is compared with. Any number of
             templates: a class's text feature is the mean of their unit-length embeddings.
+        dtype: what matrix products compute in, "float32" or "bfloat16".
     """
 
-    def __init__(self, folder: PathLike, config: SegmenterConfig):
+    def __init__(self, folder: PathLike, config: SegmenterConfig, dtype: str = "float32"):
         model = read_model(folder, ["clip"])
         super().__init__(
             dataclasses.replace(config, clip=model.config, masks=None),
-            build(model_maker(model.config), model.params),
+            build(model_maker(model.config), model.params, dtype),
             partial(load_tokenizer, folder, model.tokenizer_path),
         )
 
@@ -57,15 +58,18 @@ class ZeroShot(TextPrompted):
         return blend_cosines(scores, self.config, layout)
 
 
-def load_predictor(folder: PathLike, config: SegmenterConfig) -> Segmenter | ZeroShot:
+def load_predictor(
+    folder: PathLike, config: SegmenterConfig, dtype: str = "float32"
+) -> Segmenter | ZeroShot:
     """The model of a folder, to predict label maps with; a CLIP does it zero-shot.
 
     Args:
         folder: a CAT-Seg, SAM-MI or CLIP model folder.
         config: for a CLIP: sizes and templates of the segmenter that it is compared with.
+        dtype: what matrix products compute in, "float32" or "bfloat16".
 
     Raises:
         SammiError: the folder is missing, damaged, or holds a SAM.
     """
     kind = describe(folder, ["catseg", "sammi", "clip"]).kind
-    return ZeroShot(folder, config) if kind == "clip" else load(folder)
+    return ZeroShot(folder, config, dtype) if kind == "clip" else load(folder, dtype)

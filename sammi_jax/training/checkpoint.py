@@ -9,7 +9,8 @@ import hashlib
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from sammi_jax.errors import SammiError, one_line
+from sammi_jax.files import write_errors
 from sammi_jax.object_store import AnyPath, absolute, access_problem, is_bucket, move, remove
 from sammi_jax.parallel.batch import fetch
 from sammi_jax.parallel.job import anywhere
@@ -118,11 +120,13 @@ class Checkpoints:
         self._directory = absolute(workdir) / CHECKPOINTS_FOLDER
         self._frozen_digest = digest(frozen)
         self._screen()
-        self._checkpointer = ocp.training.Checkpointer(
-            str(self._directory),
-            preservation_policy=cast(Any, _keep(keep)),
-            cleanup_tmp_directories=True,
-        )
+        self._saving: int | None = None  # the step that is written in the background
+        with write_errors(self._directory):
+            self._checkpointer = ocp.training.Checkpointer(
+                str(self._directory),
+                preservation_policy=cast(Any, _keep(keep)),
+                cleanup_tmp_directories=True,
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -145,13 +149,15 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
-        self._checkpointer.save_async(
-            step,
-            _saved(state),
-            force=True,
-            metrics=None if scores is None else dict(scores),
-            custom_metadata={"frozen": self._frozen_digest},
-        )
+        self._saving = step
+        with self._save_errors():
+            self._checkpointer.save_async(
+                step,
+                _saved(state),
+                force=True,
+                metrics=None if scores is None else dict(scores),
+                custom_metadata={"frozen": self._frozen_digest},
+            )
 
     def wait(self) -> None:
         """Return once the last save is complete on disk.
@@ -159,13 +165,25 @@ class Checkpoints:
         Raises:
             SammiError: it could not be written.
         """
-        try:
+        with self._save_errors():
             self._checkpointer.wait()
+        self._saving = None
+
+    @contextmanager
+    def _save_errors(self) -> Iterator[None]:
+        """What keeps a save from its end, as one line."""
+        where = self._directory / str(self._saving)
+        try:
+            with write_errors(where):
+                yield
         except _UNREADABLE as error:
-            _raise_if_unreachable(self._directory, error)
+            _raise_if_unreachable(where, error)
+            reason = one_line(error)
+            if isinstance(error, TimeoutError):  # Orbax reads the time of day: 10 minutes and more
+                reason = "the disk did not answer for minutes, or the clock was set forward"
             raise SammiError(
-                f"{self._directory}: the checkpoint of step {self.latest_step} could not be "
-                f"written ({one_line(error)})"
+                f"{where}: could not be written ({reason}); the same command resumes from the "
+                "checkpoint before it"
             ) from error
 
     def restore(self, state: TrainState) -> TrainState:

@@ -17,7 +17,8 @@ class Startup:
     """Seconds from the start of the process to the end of its first step, by part.
 
     Args:
-        began: when the process began, in seconds since the epoch; None: now.
+        age: seconds that the process has run so far. From here on the clock is a monotonic one,
+            which goes on evenly when the date is corrected.
 
     Attributes:
         parts: seconds of each part, in order.
@@ -25,12 +26,12 @@ class Startup:
         cached: programs that came from JAX's compilation cache instead of the compiler.
     """
 
-    def __init__(self, began: float | None = None):
+    def __init__(self, age: float = 0.0):
         self.parts: dict[str, float] = {}
         self.cpu: dict[str, float] = {}
         self.cached = 0
-        self._marked = time.time() if began is None else began
-        self._cpu_marked = time.process_time() if began is None else 0.0
+        self._marked = time.monotonic() - age
+        self._cpu_marked = 0.0 if age else time.process_time()
         jax.monitoring.register_event_listener(self._hear)
 
     def _hear(self, event: str, **_: object) -> None:
@@ -38,7 +39,7 @@ class Startup:
 
     def mark(self, part: str) -> None:
         """What ends here, and began at the previous mark, is this part."""
-        now, cpu = time.time(), time.process_time()
+        now, cpu = time.monotonic(), time.process_time()
         self.parts[part] = self.parts.get(part, 0.0) + now - self._marked
         self.cpu[part] = self.cpu.get(part, 0.0) + cpu - self._cpu_marked
         self._marked, self._cpu_marked = now, cpu
@@ -85,7 +86,7 @@ class Goodput:
         self._spent = _last(timed, "spent_s")
         self._trained = _last((record for record in timed if record["step"] <= start), "trained_s")
         self._restarts = int(_last(timed, "restarts")) + bool(timed)
-        self._began = time.time() - startup.seconds
+        self._began = time.monotonic() - startup.seconds
 
     def add(self, seconds: float) -> None:
         """Count seconds that were spent on steps."""
@@ -93,7 +94,7 @@ class Goodput:
 
     def values(self) -> dict[str, float]:
         """For the log: sums over all processes so far, one after the other."""
-        spent = self._spent + time.time() - self._began
+        spent = self._spent + time.monotonic() - self._began
         return {
             "trained_s": self._trained,
             "spent_s": spent,

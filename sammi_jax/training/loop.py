@@ -12,17 +12,16 @@ import jax
 from jax.experimental import multihost_utils
 
 from sammi_jax.config.experiment import TrainConfig
-from sammi_jax.config.files import save_config
 from sammi_jax.data.input.prefetch import prefetch
-from sammi_jax.errors import SammiError
 from sammi_jax.figures import draw_curves
 from sammi_jax.files import is_complete
 from sammi_jax.object_store import AnyPath
 from sammi_jax.parallel.batch import Batch, check_batch_size, fetch, put_batch
-from sammi_jax.parallel.job import Preemption, anywhere
+from sammi_jax.parallel.job import Preemption
 from sammi_jax.parallel.mesh import make_mesh, replicated
 from sammi_jax.parallel.run import PreemptedError
 from sammi_jax.training.checkpoint import Checkpoints, check_workdir
+from sammi_jax.training.claim import claimed
 from sammi_jax.training.flops import count_flops
 from sammi_jax.training.goodput import Startup
 from sammi_jax.training.guard import Guard
@@ -46,14 +45,14 @@ MODEL_FOLDER, BEST_FOLDER = "model", "best"
 CURVES_FILE = "curves.png"
 
 
-def train(task: Task, config: TrainConfig, workdir: AnyPath, began: float | None = None) -> AnyPath:
+def train(task: Task, config: TrainConfig, workdir: AnyPath, age: float = 0.0) -> AnyPath:
     """Train to ``config.steps``, resuming where ``workdir`` holds checkpoints.
 
     Args:
         task: what is trained.
         config: the experiment.
         workdir: for checkpoints, log and models.
-        began: when the process began, in seconds since the epoch, for the log; None: now.
+        age: seconds that this process has run already, for the log.
 
     Returns:
         The model folder that was written, ``workdir/model``; with ``config.validation`` the best
@@ -65,15 +64,14 @@ def train(task: Task, config: TrainConfig, workdir: AnyPath, began: float | None
         PreemptedError: SIGTERM or a Ctrl-C came; the state is saved.
     """
     check_workdir(workdir)
-    with closing(Startup(began)) as startup:
+    with closing(Startup(age)) as startup:
         startup.mark("import")
         return _train(task, config, workdir, startup)
 
 
 def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) -> AnyPath:
     run = _Run(task, config, workdir, startup)
-    _claim(workdir, config)
-    with jax.set_mesh(run.mesh), Preemption() as preemption:
+    with claimed(workdir, config, task), jax.set_mesh(run.mesh), Preemption() as preemption:
         startup.mark("devices")
         validation = Validation(task, config, run.mesh, workdir)
         state = run.new_state()
@@ -91,18 +89,6 @@ def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) 
                 _export(task, state, workdir / name, keep=finished)
         multihost_utils.sync_global_devices("the models are written")
     return workdir / MODEL_FOLDER
-
-
-def _claim(workdir: AnyPath, config: TrainConfig) -> None:
-    """Write or compare the folder's configuration in process 0; all raise where that fails."""
-    problem = None
-    if jax.process_index() == 0:
-        try:
-            save_config(config, workdir)
-        except SammiError as error:
-            problem = error
-    if anywhere(problem is not None):
-        raise problem or SammiError(f"{workdir}: cannot be used; the message of process 0 says why")
 
 
 def _export(task: Task, state: TrainState, folder: AnyPath, *, keep: bool) -> None:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sammi_jax.config.experiment import OptimConfig, TrainConfig
 from sammi_jax.errors import SammiError
-from sammi_jax.files import AppendedFile, write_atomic
+from sammi_jax.files import AppendedFile, write_atomic, write_errors
 from sammi_jax.object_store import AnyPath, exists, read_bytes
 from sammi_jax.training.flops import peak_flops
 from sammi_jax.training.goodput import Goodput, Startup
@@ -23,6 +23,7 @@ from sammi_jax.training.goodput import Goodput, Startup
 T = TypeVar("T")
 
 LOG_FILE = "log.jsonl"
+_FLUSH_S = 120.0  # between two times that events are forced to the disk
 
 
 def _rate_factors(config: OptimConfig, scales: Mapping[str, float]) -> dict[str, float]:
@@ -69,14 +70,15 @@ class Log:
         startup: Startup,
     ):
         self._main = jax.process_index() == 0
-        self._file, self._board = None, None
+        self._file: AppendedFile | None = None
+        self._board: _Board | None = None
         past = read_log(workdir / LOG_FILE) if self._main else []
         self._goodput, self._startup = Goodput(past, start, startup), startup
         self._starting = True
         if self._main:
             self._file = _open_log(workdir / LOG_FILE, start)
             if config.tensorboard:
-                self._board = _open_tensorboard(workdir / "tensorboard", start)
+                self._board = _Board(workdir / "tensorboard", start)
         self._batch_size = config.batch_size
         self._factors = _rate_factors(config.optim, lr_scales)
         self.flops: float | None = None
@@ -148,8 +150,7 @@ class Log:
         if self._file is not None:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+            self._board.add(step, values)
         self.restart()
 
     def close(self) -> None:
@@ -169,14 +170,56 @@ def _open_log(file: AnyPath, start: int) -> AppendedFile:
     return AppendedFile(file)
 
 
-def _open_tensorboard(folder: AnyPath, start: int) -> Any:
-    try:
-        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SammiError(
-            "tensorboard=True needs the package tensorboardX: pip install 'sammi_jax[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=start + 1)
+class _Board:
+    """An event file for TensorBoard.
+
+    Not tensorboardX's `SummaryWriter`: where its thread cannot write, it waits for it for ever.
+
+    Args:
+        folder: of the event files.
+        start: TensorBoard hides what it has of later steps.
+
+    Raises:
+        SammiError: tensorboardX is not installed, or the file cannot be written.
+    """
+
+    def __init__(self, folder: AnyPath, start: int):
+        try:
+            from tensorboardX.event_file_writer import EventsWriter, directory_check
+            from tensorboardX.proto.event_pb2 import (
+                Event,  # pyright: ignore[reportAttributeAccessIssue]  (made at run time)
+                SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+            )
+            from tensorboardX.summary import scalar
+        except ImportError as error:
+            raise SammiError(
+                "tensorboard=True needs the package tensorboardX: pip install "
+                "'sammi_jax[tensorboard]'"
+            ) from error
+        self._folder, self._event, self._scalar = folder, Event, scalar
+        self._flushed = time.perf_counter()
+        with write_errors(folder):
+            directory_check(str(folder))
+            self._writer = EventsWriter(str(folder / "events"))
+            begin = Event(step=start + 1, session_log=SessionLog(status=SessionLog.START))
+            self._writer.write_event(begin)
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the numbers of a step."""
+        with write_errors(self._folder):
+            for name, value in values.items():
+                summary = self._scalar(name, value)
+                self._writer.write_event(
+                    self._event(wall_time=time.time(), step=step, summary=summary)
+                )
+            if time.perf_counter() - self._flushed > _FLUSH_S:
+                self._writer.flush()
+                self._flushed = time.perf_counter()
+
+    def close(self) -> None:
+        """Close the file."""
+        with write_errors(self._folder):
+            self._writer.close()
 
 
 def peak_memory() -> int:

@@ -60,6 +60,10 @@ class Task(Rules[M]):
         the generator ends what makes batches.
         """
 
+    def data_fingerprint(self) -> str:
+        """Changes with the files of the training set; empty: it has none."""
+        return ""
+
     def batch(self, step: int) -> Batch:
         """This process's share of one step's batch."""
         with closing(self.batches(step)) as made:

@@ -32,8 +32,10 @@ from sammi_jax.files import (
     rename_folder,
     staging_folder,
     upload_folder,
+    write_errors,
     write_json,
 )
+from sammi_jax.locks import exclusive
 from sammi_jax.object_store import PathLike, as_path
 from sammi_jax.typing import Float, NpArray
 
@@ -263,25 +265,27 @@ def writing_cache(folder: PathLike, info: CacheInfo) -> Generator[CacheWriter]:
         info: what it will hold.
 
     Raises:
-        SammiError: the folder exists already, another cache is unfinished there, the disk has too
-            little room, or rows are missing at the end.
+        SammiError: the folder exists already, another cache is unfinished there, another process
+            is making it, the disk has too little room, or rows are missing at the end.
     """
     folder = check_destination(folder)
     if isinstance(folder, Path):
         partial = folder.with_name(f".{folder.name}.partial")
     else:
         partial = staging_folder(folder)
-    with closing(CacheWriter(partial, info)) as writer:
-        _check_space(partial.parent, info, writer.done)
-        yield writer
-    if writer.done != info.num_examples:
-        raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
-    if not isinstance(folder, Path):
-        upload_folder(partial, folder, INFO_FILE, leave_out=[PROGRESS_FILE])
-        shutil.rmtree(partial)
-        return
-    rename_folder(partial, folder)
-    (folder / PROGRESS_FILE).unlink()  # last: if the process is killed before, no row is lost
+    with exclusive(partial.with_name(f"{partial.name}.lock"), folder), write_errors(partial):
+        check_destination(folder)  # another process may have made it meanwhile
+        with closing(CacheWriter(partial, info)) as writer:
+            _check_space(partial.parent, info, writer.done)
+            yield writer
+        if writer.done != info.num_examples:
+            raise SammiError(f"{partial}: {writer.done} of {info.num_examples} rows are written")
+        if not isinstance(folder, Path):
+            upload_folder(partial, folder, INFO_FILE, leave_out=[PROGRESS_FILE])
+            shutil.rmtree(partial)
+            return
+        rename_folder(partial, folder)
+        (folder / PROGRESS_FILE).unlink()  # last: if the process is killed before, no row is lost
 
 
 def _check_space(where: Path, info: CacheInfo, done: int) -> None:

@@ -6,16 +6,43 @@ its own share only. So the step number is the whole state: a run resumes with th
 under any number of processes, worker processes or threads.
 """
 
+import multiprocessing
+import os
+import re
+import signal
+import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
 import grain
 from absl import flags
 
+from sammi_jax.errors import SammiError
 from sammi_jax.typing import Int, NpArray
 
+# Grain's own words.
+_LOST_WORKER = re.compile(r"Worker process was terminated unexpectedly with exit code (-?\d+)")
 THREADS = 4  # Pillow decodes without Python's lock
 _THREADS_OF_BUCKET = 16  # most of them wait for an answer (benchmarks/README.md)
+
+
+def _start_worker(number: int, count: int) -> None:
+    """Let a worker process end with the run alone.
+
+    A terminal sends Ctrl-C to it as well, and a scheduler SIGTERM, but the run that saves then may
+    still wait for its batch. And a run that is killed cannot end it.
+    """
+    del number, count
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def batch_stream(
@@ -106,16 +133,29 @@ def iterate(
         workers: processes that make them; 0: this one.
         threads: of each of these processes; every one makes a batch, so that as many are ready or
             being made.
+
+    Raises:
+        SammiError: a worker process was killed.
     """
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     stream = batches[start:].to_iter_dataset(ahead)
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain's workers read absl's flags
             flags.FLAGS.mark_as_parsed()
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        options = grain.MultiprocessingOptions(num_workers=workers)
+        stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
     iterator = iter(stream)
     try:
         yield from iterator
+    except RuntimeError as error:
+        code = _LOST_WORKER.search(str(error))
+        if code is None:
+            raise
+        raise SammiError(
+            f"a data worker process ended with exit code {code[1]} (-9: it was killed, as where "
+            f"memory runs out; the others are stopped); free memory or lower data.workers="
+            f"{workers}, and run the same command again to resume"
+        ) from error
     finally:
         if hasattr(iterator, "close"):
             iterator.close()

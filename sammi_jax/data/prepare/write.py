@@ -40,12 +40,13 @@ from sammi_jax.files import (
     rename_folder,
     staging_folder,
     upload_folder,
+    write_errors,
     write_json,
 )
+from sammi_jax.locks import exclusive
 from sammi_jax.object_store import AnyPath
 
 _FORMAT = 1  # of what is stored: a folder of another format is not resumed
-_PLAN_FILE = "plan.json"
 _PAIRS_PER_SHARD, _CUT_PAIRS_PER_SHARD = 256, 16  # an image that is cut gives many examples
 
 
@@ -95,22 +96,29 @@ def prepare(
 
     Raises:
         SammiError: an unknown name, an incomplete source, a file that cannot be read, a label
-            value that the set does not know, or a set that is prepared already.
+            value that the set does not know, a set that is prepared already or by another process
+            now, or a disk that is full or read-only.
     """
     layout, vocabulary = get_layout(name), get_vocabulary(name)
     folder = prepared_folder(data_dir, name)
-    if is_complete(folder):
-        raise SammiError(f"{folder}: prepared already; remove it to prepare {name} again")
+    _check_free(folder, name)
     chosen = [layout.split(split) for split in splits] or list(layout.splits)
     work = _plan(layout, vocabulary, source, chosen, allow_incomplete)
     if isinstance(folder, Path):
         partial = folder.with_name(f"{VERSION}.partial")
     else:
         partial = staging_folder(folder)
-    _begin(partial, _fingerprint(work))
-    shards = {split: _write_split(partial, work, split, processes) for split in work.pairs}
-    _finish(partial, folder, work, shards)
+    with exclusive(partial.with_name(f".{partial.name}.lock"), folder), write_errors(partial):
+        _check_free(folder, name)  # another process may have prepared it meanwhile
+        _begin(partial, _fingerprint(work))
+        shards = {split: _write_split(partial, work, split, processes) for split in work.pairs}
+        _finish(partial, folder, work, shards)
     return folder
+
+
+def _check_free(folder: AnyPath, name: str) -> None:
+    if is_complete(folder):
+        raise SammiError(f"{folder}: prepared already; remove it to prepare {name} again")
 
 
 def _plan(
@@ -147,9 +155,14 @@ def _fingerprint(work: _Work) -> str:
     return digest.hexdigest()
 
 
+def _plan_file(partial: Path) -> Path:
+    """What the shards of an unfinished folder are made of; it lies beside the folder."""
+    return partial.with_name(f"{partial.name}.json")
+
+
 def _begin(partial: Path, fingerprint: str) -> None:
     """Keep the folder of an earlier call on the same files; otherwise make an empty one."""
-    plan = partial / _PLAN_FILE
+    plan = _plan_file(partial)
     if partial.exists():
         try:
             same = read_json(plan).get("fingerprint") == fingerprint
@@ -210,24 +223,23 @@ def _examples(
 def _finish(
     partial: Path, folder: AnyPath, work: _Work, shards: dict[str, dict[Path, int]]
 ) -> None:
-    """Write the metadata, then give the folder its name."""
+    """Write the metadata, then give the folder its name.
+
+    The plan goes last: a process that is stopped before leaves shards that another call takes over.
+    """
     known = {path: count for counts in shards.values() for path, count in counts.items()}
-    plan = read_json(partial / _PLAN_FILE)
     for path in partial.iterdir():
-        if path not in known:  # the plan, and what a killed process left of a shard
+        if path not in known:  # what a killed process left of a shard or of the metadata
             path.unlink()
     vocabulary = work.vocabulary
     write_offsets(partial, known)
     write_metadata(partial, vocabulary.name, shards, vocabulary.label_dtype, _metadata(work))
     if isinstance(folder, Path):
         rename_folder(partial, folder)
-        return
-    try:
+    else:
         upload_folder(partial, folder, "dataset_info.json")
-    except BaseException:  # the shards are kept: another call only uploads them
-        write_json(partial / _PLAN_FILE, plan)
-        raise
-    keep_copy(partial, folder)
+        keep_copy(partial, folder)
+    _plan_file(partial).unlink()
 
 
 def _metadata(work: _Work) -> dict[str, Any]:

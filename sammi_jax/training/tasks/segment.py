@@ -16,6 +16,7 @@ from flax import nnx
 
 from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.data import openshapes
+from sammi_jax.data.catalogue import fingerprint
 from sammi_jax.data.input.embeddings import EMBEDDINGS, WithEmbeddings
 from sammi_jax.data.input.pipeline import batch_stream, threads_for
 from sammi_jax.errors import SammiError
@@ -149,7 +150,7 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
     def __init__(self, config: TrainConfig, task: SegmentConfig):
         dataset, transforms = training_set(config, task)
         SegmentRules.__init__(self, task, dataset.ignore_label, is_random(config.data))
-        self._config, self._cache = config, None
+        self._config, self._dataset, self._cache = config, dataset, None
         self._origins = read_origins(task)
         source = dataset.source
         if task.sam_cache is not None:
@@ -187,6 +188,10 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
             check_weights(self._cache, params)
         return params
 
+    def data_fingerprint(self) -> str:
+        """Of the labeled set."""
+        return fingerprint(self._dataset)
+
     def to_batch(self, arrays: dict[str, NpArray]) -> Batch:
         """Images, labels, and the tokens of all classes."""
         examples = {"images": arrays["image"], "labels": arrays["label"].astype(np.int32)}
@@ -196,7 +201,8 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
 
     def predictor(self, params: Mapping[str, Any]) -> Segmenter:
         """The segmenter."""
-        return Segmenter(self._task.model, params, lambda: self._tokenizer)
+        dtype = self._config.eval.compute_dtype
+        return Segmenter(self._task.model, params, lambda: self._tokenizer, dtype)
 
     def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A catseg or sammi model folder with the tokenizer."""
