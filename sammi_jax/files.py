@@ -51,7 +51,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
     """
     try:
         value = json.loads(object_store.read_bytes(path).decode("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SammiError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(value, dict):
         raise SammiError(f"{path}: expected a JSON object, found {type(value).__name__}")

@@ -1,0 +1,90 @@
+"""Give a reader many cases: ``python -m tests.fuzz.run NAME --cases N --seed S``.
+
+Cases come in rounds, each with a seed of its own. The case in work is kept in a file, so that one
+that ends the process can be looked at.
+"""
+
+import argparse
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+
+from tests.fuzz.target import Target
+
+ROUND = 1000  # hypothesis remembers all cases of a round
+
+
+def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | None = None) -> int:
+    """Run cases and return how many there were; the first failure is shrunk and raised.
+
+    Args:
+        target: the reader.
+        cases: how many.
+        first_seed: of the first round; None: the same few cases every time.
+        keep: where the case in work is kept.
+    """
+    done = 0
+    options = settings(
+        max_examples=min(cases, ROUND), deadline=None, database=None, derandomize=first_seed is None,
+        suppress_health_check=list(HealthCheck), verbosity=Verbosity.normal,
+        phases=[Phase.generate, Phase.shrink], print_blob=True,
+    )  # fmt: skip
+    strategy = target.cases()
+    with tempfile.TemporaryDirectory(prefix="sammi-fuzz-") as top:
+        folder = Path(top, "case")
+
+        def once(case):  # type: ignore[no-untyped-def]
+            nonlocal done
+            done += 1
+            if keep is not None:
+                keep.write_bytes(pickle.dumps(case))
+            folder.mkdir()
+            try:
+                target.run(case, folder)
+            finally:
+                shutil.rmtree(folder)
+
+        round_seed = first_seed
+        while done < cases:
+            test = settings(options)(given(strategy)(once))
+            before = done
+            (test if round_seed is None else seed(round_seed)(test))()
+            if round_seed is None or done == before:
+                break
+            round_seed += 1
+    return done
+
+
+def main() -> None:
+    """The command."""
+    from tests.fuzz.targets import TARGETS
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="+", choices=sorted(TARGETS), metavar="NAME")
+    parser.add_argument("--cases", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="file for the case in work")
+    parser.add_argument("--again", type=Path, help="run the case in this file only")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="sammi-fuzz-") as here:
+        os.chdir(here)  # a canary would be put here
+        for name in args.names:
+            start = time.process_time()
+            if args.again:
+                folder = Path(here, "case")
+                folder.mkdir()
+                print(repr(TARGETS[name].run(pickle.loads(args.again.read_bytes()), folder)))
+                continue
+            done = run_cases(TARGETS[name], args.cases or TARGETS[name].slow_cases, args.seed, args.keep)
+            print(f"{name}: {done} cases, {time.process_time() - start:.0f} s", flush=True)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
