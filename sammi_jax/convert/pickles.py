@@ -135,7 +135,10 @@ class _Stream:
         return self._stream.readline()
 
 
-class _Reader(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+_Interpreter: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Reader(_Interpreter):
     def __init__(self, stream: Any, room: int, script: bool):
         super().__init__(stream)
         self._room, self._script = room, script
@@ -216,7 +219,7 @@ class _Reader(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
     # memory before it reads.
     dispatch = {  # noqa: RUF012  (as in the base class)
         code: load
-        for code, load in pickle._Unpickler.dispatch.items()  # pyright: ignore[reportAttributeAccessIssue]
+        for code, load in _Interpreter.dispatch.items()
         if bytes([code])
         not in (
             pickle.INST,

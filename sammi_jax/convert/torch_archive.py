@@ -79,7 +79,7 @@ class Archive:
 
 
 def read_script(archive: Archive) -> Iterator[tuple[str, np.ndarray]]:
-    """The parameters and buffers of a TorchScript archive, in its order, as its state dict has them.
+    """The parameters and buffers of a TorchScript archive, as its state dict has them.
 
     Raises:
         ForbiddenNameError: it names what no module needs.

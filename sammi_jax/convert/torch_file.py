@@ -1,7 +1,7 @@
 """Checkpoints of other projects as ``{key: array}``; the only module that imports torch.
 
-Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, once `convert.pickles` has
-found that they call nothing and declare no more than their file holds. TorchScript archives
+Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, once `convert.pickles`
+has found that they call nothing and declare no more than their file holds. TorchScript archives
 (OpenAI's CLIP files) and safetensors files need no torch.
 """
 
@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from sammi_jax.convert.pickles import ForbiddenNameError, read_pickle
 from sammi_jax.convert.torch_archive import Archive, read_script
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.errors import SammiError, reading
 from sammi_jax.files import read_json
 from sammi_jax.object_store import PathLike
 from sammi_jax.weights.bundled import find_model
@@ -192,7 +192,7 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
         raise SammiError(f"{index}: has no weight_map; download it again")
-    other = [name for name in names.values() if Path(name).name != name]
+    other = [name for name in names.values() if Path(name).name != name or name in ("", "..")]
     if other:
         raise SammiError(f"{index}: names {other[0]!r}, which is no file beside it")
     files = [index.with_name(name) for name in sorted(set(names.values()))]
@@ -289,24 +289,20 @@ def _check_pickles(file: Path, archive: Archive | None) -> None:
 @contextmanager
 def _decoding(file: Path) -> Iterator[None]:
     """Errors of whatever kind that a broken or hostile file causes, as a `SammiError`."""
-    try:
-        yield
-    except SammiError:
-        raise
-    except ForbiddenNameError as error:
-        if str(error).startswith("torch._utils._rebuild"):
-            raise SammiError(
-                f"{file}: holds a tensor that {error} makes; only plain float32, float16, bfloat16 "
-                "are read"
-            ) from error
-        raise SammiError(
-            f"{file}: the pickle would run {error}, and code in checkpoints is never run; save "
-            "the state dict alone (or safetensors) and convert that"
-        ) from error
-    except Exception as error:  # decoders raise whatever the broken part happened to give
-        raise SammiError(
-            f"{file}: damaged or cut short ({one_line(error)}); download it again"
-        ) from error
+    with reading(file, "download it again", "damaged or cut short"):
+        try:
+            yield
+        except ForbiddenNameError as error:
+            raise _forbidden(file, str(error)) from error
+
+
+def _forbidden(file: Path, name: str) -> SammiError:
+    if name.startswith("torch._utils._rebuild"):
+        return _not_plain(file, "a tensor", f"made by {name}")
+    return SammiError(
+        f"{file}: the pickle would run {name}, and code in checkpoints is never run; save the "
+        "state dict alone (or safetensors) and convert that"
+    )
 
 
 def _numpy_globals() -> list[Any]:

@@ -25,13 +25,28 @@ _NO_MEMORY = re.compile(r"allocate memory|MemoryError|bad_alloc|out of memory", 
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What running code from a file would do: Python tells its audit hooks of each.
 _EVENTS = (
-    "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.remove", "os.rename",
-    "os.mkdir", "os.rmdir", "subprocess.Popen", "socket.connect", "shutil.rmtree", "ctypes.dlopen",
-)  # fmt: skip
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "subprocess.Popen",
+    "socket.connect",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+)
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-_seen: list[str] | None = None  # events of the case in work; None: none is
-_own: tuple[str, ...] = ()  # folders in which a case may write
+
+class _Watch:
+    """What the audit hook sees of the case in work."""
+
+    seen: list[str] | None = None  # events; None: no case is in work
+    own: tuple[str, ...] = ()  # folders in which a case may write
 
 
 class Fault(AssertionError):
@@ -43,19 +58,19 @@ class _TooLongError(BaseException):
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _seen is None:
+    if _Watch.seen is None:
         return
     if event == "open":
         path, _, flags = arguments
         if not isinstance(flags, int) or not flags & _WRITES:
             return
-        if str(path).startswith(_own):
+        if str(path).startswith(_Watch.own):
             return
-        _seen.append(f"open {path!r} to write")
+        _Watch.seen.append(f"open {path!r} to write")
     elif event.startswith(_EVENTS):
-        if event.startswith(("os.", "shutil.")) and str(arguments[0]).startswith(_own):
+        if event.startswith(("os.", "shutil.")) and str(arguments[0]).startswith(_Watch.own):
             return
-        _seen.append(f"{event} {arguments!r}"[:200])
+        _Watch.seen.append(f"{event} {arguments!r}"[:200])
 
 
 def _start_hook() -> None:
@@ -76,16 +91,15 @@ def check(read: Callable[[], Any], *names: str, own: tuple[Path, ...] = ()) -> A
         Fault: another exception, a message that is not one line or names none of ``names``, more
             memory or time than is stated above, or code that was run.
     """
-    global _seen, _own
     _start_hook()
-    _own = ("/proc/", "/dev/", *(str(folder) for folder in own))
+    _Watch.own = ("/proc/", "/dev/", *(str(folder) for folder in own))
     canary = Path("canary")
     before = _peak()
     seen: list[str] = []
     try:
         with _limited(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _seen = seen
+            _Watch.seen = seen
             found = read()
     except SammiError as error:
         found = error
@@ -96,7 +110,7 @@ def check(read: Callable[[], Any], *names: str, own: tuple[Path, ...] = ()) -> A
             raise
         raise Fault(f"{type(error).__name__}: {error}"[:600]) from error
     finally:
-        _seen = None
+        _Watch.seen = None
     if seen:
         raise Fault(f"it did what only code does: {seen[:3]}")
     if canary.exists():

@@ -7,8 +7,30 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_NUMBERS = (0, 1, 2, 3, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 10**6, 2**31 - 1, 2**31,
-            2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
+_NUMBERS = (
+    0,
+    1,
+    2,
+    3,
+    127,
+    128,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    65536,
+    10**6,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**53,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+)
 _EDGE = 300  # heads and tails of files are where their sizes stand
 
 _DEEP = "@deep@"  # stands for a value that json.dumps could not write
@@ -65,18 +87,71 @@ def _place(draw: st.DrawFn, size: int) -> int:
 
 texts = st.one_of(
     st.sampled_from(
-        ["", " ", "a", "model", "\n", "a\nb", "\x1b[31mred", "\u2028", "\ud800", "\x00", "{}", "{", ",", ", ",
-         ", b", ";", "../../etc/passwd", "/etc/passwd", "a" * 300, "a" * 20_000, "1e999", "nan",
-         "__class__", "self", "9" * 30, "..", ".", "a/b", "\\", "‮abc", "é", "%s", "\t"]
+        [
+            "",
+            " ",
+            "a",
+            "model",
+            "\n",
+            "a\nb",
+            "\x1b[31mred",
+            "\u2028",
+            "\ud800",
+            "\x00",
+            "{}",
+            "{",
+            ",",
+            ", ",
+            ", b",
+            ";",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "a" * 300,
+            "a" * 20_000,
+            "1e999",
+            "nan",
+            "__class__",
+            "self",
+            "9" * 30,
+            "..",
+            ".",
+            "a/b",
+            "\\",
+            "\u202eabc",
+            "é",
+            "%s",
+            "\t",
+        ]
     ),
     st.text(max_size=8),
-)  # fmt: skip
+)
 numbers = st.one_of(
-    st.sampled_from([0, -1, 1, 2, 3, 7, 255, 256, 2**31, -(2**31), 2**32, 2**53, 2**63, 2**64,
-                     10**9, 10**12, 10**19, 10**400, -(10**400)]),
+    st.sampled_from(
+        [
+            0,
+            -1,
+            1,
+            2,
+            3,
+            7,
+            255,
+            256,
+            2**31,
+            -(2**31),
+            2**32,
+            2**53,
+            2**63,
+            2**64,
+            10**9,
+            10**12,
+            10**19,
+            10**400,
+            -(10**400),
+        ]
+    ),
     st.sampled_from([0.0, -0.0, 0.5, 1e-300, 1e300, float("inf"), -float("inf"), float("nan")]),
     st.integers(-300, 300),
-)  # fmt: skip
+)
 scalars = st.one_of(st.none(), st.booleans(), numbers, texts)
 values = st.one_of(
     scalars,
@@ -93,20 +168,21 @@ def hostile_value(draw: st.DrawFn, seeds: Sequence[Any]) -> Any:
     root = [copy.deepcopy(draw(st.sampled_from(seeds)))]
     for _ in range(draw(st.integers(1, 3))):
         parents = list(_containers(root))
-        parent = draw(st.sampled_from(parents[: 2 * len(parents)]))
+        parent = draw(st.sampled_from(parents))
         keys = list(parent) if isinstance(parent, dict) else list(range(len(parent)))
         if not keys:
             continue
         key = draw(st.sampled_from(keys))
         kind = draw(st.sampled_from("vvvvvdkc"))
         if parent is root or kind == "v":
-            parent[key] = draw(values)
+            parent[key] = copy.deepcopy(draw(values))  # it may be changed, too
         elif kind == "d":
             del parent[key]
         elif isinstance(parent, dict):
-            parent[draw(texts)] = parent.pop(key) if kind == "k" else parent[key]
+            value = parent.pop(key) if kind == "k" else copy.deepcopy(parent[key])
+            parent[draw(texts)] = value
         else:
-            parent.insert(key, draw(values))
+            parent.insert(key, copy.deepcopy(draw(values)))
     return root[0]
 
 

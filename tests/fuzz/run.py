@@ -31,10 +31,15 @@ def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | N
     """
     done = 0
     options = settings(
-        max_examples=min(cases, ROUND), deadline=None, database=None, derandomize=first_seed is None,
-        suppress_health_check=list(HealthCheck), verbosity=Verbosity.normal,
-        phases=[Phase.generate, Phase.shrink], print_blob=True,
-    )  # fmt: skip
+        max_examples=min(cases, ROUND),
+        deadline=None,
+        database=None,
+        derandomize=first_seed is None,
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.normal,
+        phases=[Phase.generate, Phase.shrink],
+        print_blob=True,
+    )
     strategy = target.cases()
     with tempfile.TemporaryDirectory(prefix="sammi-fuzz-") as top:
         folder = Path(top, "case")
@@ -81,7 +86,9 @@ def main() -> None:
                 folder.mkdir()
                 print(repr(TARGETS[name].run(pickle.loads(args.again.read_bytes()), folder)))
                 continue
-            done = run_cases(TARGETS[name], args.cases or TARGETS[name].slow_cases, args.seed, args.keep)
+            done = run_cases(
+                TARGETS[name], args.cases or TARGETS[name].slow_cases, args.seed, args.keep
+            )
             print(f"{name}: {done} cases, {time.process_time() - start:.0f} s", flush=True)
     sys.stdout.flush()
 

@@ -59,6 +59,6 @@ def file_target(
         if name not in kept:
             kept[name] = beside()
         write(folder, {**kept[name], file: content})
-        return check(lambda: read(folder / file), str(folder))
+        return check(lambda: read(folder / file), str(folder), own=(folder,))
 
     return Target(name, contents, run, slow_cases)

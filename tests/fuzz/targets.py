@@ -1,5 +1,6 @@
 """Every reader under test, by its name."""
 
-from tests.fuzz import checkpoints
+from tests.fuzz import checkpoints, images, requests, texts
 
-TARGETS = {target.name: target for part in (checkpoints,) for target in part.TARGETS}
+_PARTS = (checkpoints, images, texts, requests)
+TARGETS = {target.name: target for part in _PARTS for target in part.TARGETS}
