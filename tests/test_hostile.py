@@ -36,6 +36,7 @@ from sammi_jax.text.vocabulary import check_class_names, read_class_file
 from sammi_jax.weights.bundled import FOLDER
 from sammi_jax.weights.kinds import expected_params
 from sammi_jax.weights.model_folder import describe, load_tokenizer
+from tests.fuzz import requests
 from tests.fuzz.texts import _tokenizer as tokenizer_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -351,8 +352,9 @@ def test_runs_of_a_mask_are_short_numbers():
     for counts in ([1.5, 2.5], ["4"], None, 4, [[4]], "\ud800"):
         with pytest.raises(SammiError, match=r"a\.json"):
             decode_rle({"size": [2, 2], "counts": counts}, "a.json")
-    with pytest.raises(SammiError, match=r"a\.json"):
-        decode_rle({"size": [2.0, 2], "counts": [4]}, "a.json")
+    for size, counts in (([2.0, 2], [4]), ([0, -1], []), ([-2, -2], [4])):
+        with pytest.raises(SammiError, match=r"a\.json"):
+            decode_rle({"size": size, "counts": counts}, "a.json")
 
 
 # --- texts and configurations ---
@@ -508,6 +510,29 @@ def _info(info):
     from sammi_jax.config.fields import to_dict
 
     return to_dict(info)
+
+
+def ask(*headers, body=b""):
+    served = requests._app()
+    names = [(name.encode(), value.encode()) for name, value in headers]
+    status, answer = served.loop.run_until_complete(
+        requests._ask(served.app, "POST", "/api/segment", names, [body])
+    )
+    return status, json.loads(answer)["error"]
+
+
+def test_a_form_in_a_codec_that_raises():
+    kind = "multipart/form-data; boundary=xyz; charset=undefined"
+    body = requests._form([("image", "", b"x")])
+    assert ask(("content-type", kind), body=body) == (
+        400,
+        "the form cannot be read; send it in UTF-8",
+    )
+
+
+def test_a_length_of_many_digits():
+    headers = ("content-type", "application/json"), ("content-length", "9" * 6000)
+    assert ask(*headers)[0] == 413
 
 
 def test_command_line_errors_are_one_line(tmp_path):

@@ -35,7 +35,7 @@ def decode_rle(segmentation: Mapping[str, Any], where: str) -> NpArray:
         if isinstance(counts, bytes):
             counts = counts.decode("ascii")
         runs = unpack_runs(counts) if isinstance(counts, str) else list(map(operator.index, counts))
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
+    if min(*runs, height, width, 0) < 0 or sum(runs) != height * width:
         raise SammiError(
             f"{where}: a run-length mask covers {sum(runs)} pixels, not {height} x {width}; "
             "the file is damaged, fetch it again"

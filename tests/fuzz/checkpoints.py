@@ -111,7 +111,6 @@ def _calls() -> list[Any]:
         torch.ones(2, device="meta"),
         torch.ones(2, dtype=torch.complex64),
         torch.ones(2, dtype=torch.float8_e4m3fn),
-        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
         torch.nn.Parameter(torch.ones(2)),
         torch.ones(2, dtype=torch.bool),
         torch.zeros(0, 5),
@@ -180,7 +179,7 @@ def _archives(draw: st.DrawFn) -> bytes:
         if kind == "pop":
             members.pop(name, None)
         elif kind == "bomb":
-            members[name] = members.get(name, b"")[:200] + bytes(5 * 10**6)
+            members[name] = members.get(name, b"")[:200] + bytes(10**6)
         elif kind == "bytes":
             members[name] = draw(mutated([*members.values(), b"little", b"3\n"]))
         elif kind == "pickle":
@@ -373,6 +372,11 @@ def _clip_files(draw: st.DrawFn) -> dict[str, bytes]:
     return {file: weights, name: beside}
 
 
+def _clip_cases() -> st.SearchStrategy[dict[str, bytes]]:
+    _clip()  # not while a case is drawn: it takes keys of random numbers
+    return _clip_files()
+
+
 def _read_clip(files: dict[str, bytes], folder: Path) -> Any:
     write(folder, files)
     file = next(name for name in files if name.endswith(".safetensors"))
@@ -422,5 +426,5 @@ TARGETS = [
         1500,
         lambda: {"c.safetensors": _catseg()["c.safetensors"]},
     ),
-    Target("clip_files", _clip_files, _read_clip, 2500),
+    Target("clip_files", _clip_cases, _read_clip, 2500),
 ]

@@ -16,6 +16,8 @@ from PIL import Image
 
 from sammi_jax.inference.prompting import SamImage, SamMasks, make_prompts
 from sammi_jax.inference.result import Segmentation
+from sammi_jax.inference.segmenter import Segmenter
+from sammi_jax.inference.towers import SamModel
 from sammi_jax.serve.api import _PROBLEMS, OPERATIONS, PATH, make_api
 from sammi_jax.serve.guard import Guard
 from sammi_jax.serve.limits import Limits
@@ -27,8 +29,11 @@ from tests.fuzz.target import Target
 _BOUNDARY = "xyz"
 
 
-class _Sam:
+class _Sam(SamModel):
     """Checks prompts as SAM does, and finds nothing."""
+
+    def __init__(self) -> None:
+        pass
 
     def embed(self, pixels: Any) -> SamImage:
         return SamImage(pixels, None)
@@ -49,10 +54,15 @@ class _Sam:
         )
 
 
-class _Model:
+class _Model(Segmenter):
     """Finds the first class everywhere."""
 
-    sam = _Sam()
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def sam(self) -> SamModel:
+        return _Sam()
 
     def segment_batch(self, images: Any, classes: Any, batch_size: int) -> list[Segmentation]:
         size = images[0].shape[:2]
@@ -66,7 +76,7 @@ class _Model:
 @cache
 def _app() -> Any:
     limits = Limits(upload_bytes=10**5, pixels=10**6)
-    service = Service(_Model(), "model", limits)  # type: ignore[arg-type]
+    service = Service(_Model(), "model", limits)
     app = FastAPI(openapi_url=None)
     app.mount(PATH, make_api(service))
     loop = asyncio.new_event_loop()

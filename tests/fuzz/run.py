@@ -12,12 +12,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 
 from tests.fuzz.target import Target
 
+LONGEST = 4000  # characters of a case that a failure shows
 ROUND = 1000  # hypothesis remembers all cases of a round
+
+
+class _Shown:
+    """A case of which a failure shows no more than can be read."""
+
+    def __init__(self, case: Any):
+        self.case = case
+
+    def __repr__(self) -> str:
+        text = repr(self.case)
+        return text if len(text) <= LONGEST else f"{text[:LONGEST]} [...]"
 
 
 def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | None = None) -> int:
@@ -40,18 +53,18 @@ def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | N
         phases=[Phase.generate, Phase.shrink],
         print_blob=True,
     )
-    strategy = target.cases()
+    strategy = target.cases().map(_Shown)
     with tempfile.TemporaryDirectory(prefix="sammi-fuzz-") as top:
         folder = Path(top, "case")
 
-        def once(case):  # type: ignore[no-untyped-def]
+        def once(shown):  # type: ignore[no-untyped-def]
             nonlocal done
             done += 1
             if keep is not None:
-                keep.write_bytes(pickle.dumps(case))
+                keep.write_bytes(pickle.dumps(shown.case))
             folder.mkdir()
             try:
-                target.run(case, folder)
+                target.run(shown.case, folder)
             finally:
                 shutil.rmtree(folder)
 

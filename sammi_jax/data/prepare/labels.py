@@ -102,11 +102,11 @@ def open_label(path: Path, load: bool = True) -> Image.Image:
     """
     if not path.is_file():
         raise SammiError(f"{path}: no such file; copy it from the owner's archive")
-    with reading(path, _COPY, "cannot be decoded"):
-        image = Image.open(path, formats=FORMATS)
+    with reading(path, _COPY, "cannot be decoded"), path.open("rb") as file:
+        image = Image.open(file, formats=FORMATS)
         if load:
             image.load()
-    return image
+        return image
 
 
 def read_index(path: Path) -> NpArray:
@@ -194,16 +194,16 @@ def _mat(pair: Pair, _: int) -> NpArray:
     import scipy.io  # imported here: it is slow, and one set needs it
 
     path = pair.labels[0]
-    with reading(path, _COPY):
+    with reading(path, _COPY), path.open("rb") as file:
         # Only heads of variables are read at first: arrays in arrays could overflow the stack.
-        found = [(shape, kind) for name, shape, kind in scipy.io.whosmat(path) if name == _MAT_NAME]
+        found = [(shape, kind) for name, shape, kind in scipy.io.whosmat(file) if name == _MAT_NAME]
         if not found:
             raise SammiError(f"{path}: holds no {_MAT_NAME}; copy the owner's trainval folder")
         (shape, kind) = found[0]
         if len(found) > 1 or kind not in _MAT_KINDS or len(shape) != 2:
             raise SammiError(f"{path}: its {_MAT_NAME} is no matrix of whole numbers; {_COPY}")
         _check_pixels(shape, path)
-        values = scipy.io.loadmat(path, variable_names=[_MAT_NAME])[_MAT_NAME]
+        values = scipy.io.loadmat(file, variable_names=[_MAT_NAME])[_MAT_NAME]
         return np.asarray(values).astype(np.int32)
 
 
