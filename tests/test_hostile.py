@@ -430,6 +430,7 @@ def model_folder(tmp_path, change):
         {"source": []},
         {"source": {"from": {"clip": 3}}},
         {"source": {"from": {"clip": {"source": {}}}}},
+        {"source": {"from": {"clip": {"kind": "clip", "source": {}}}}},
         {"source": {"hub": ["a"]}},
         {"licence": {}},
         {"initialized": "dmi"},

@@ -262,7 +262,7 @@ def _is_origin(record: Any) -> bool:
     parts = source.get("from", {})
     return (
         isinstance(parts, dict)
-        and all(map(_is_origin, parts.values()))
+        and all(_is_origin(part) and {"source", "licence"} <= set(part) for part in parts.values())
         and _are_texts([source.get(name, "") for name in ("file", "hub", "commit", "published")])
     )
 

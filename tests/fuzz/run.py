@@ -33,21 +33,19 @@ class _Shown:
         return text if len(text) <= LONGEST else f"{text[:LONGEST]} [...]"
 
 
-def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | None = None) -> int:
+def run_cases(target: Target, cases: int, first_seed: int, keep: Path | None = None) -> int:
     """Run cases and return how many there were; the first failure is shrunk and raised.
 
     Args:
         target: the reader.
         cases: how many.
-        first_seed: of the first round; None: the same few cases every time.
+        first_seed: of the first round; each further one has the next.
         keep: where the case in work is kept.
     """
     done = 0
     options = settings(
-        max_examples=min(cases, ROUND),
         deadline=None,
         database=None,
-        derandomize=first_seed is None,
         suppress_health_check=list(HealthCheck),
         verbosity=Verbosity.normal,
         phases=[Phase.generate, Phase.shrink],
@@ -70,11 +68,8 @@ def run_cases(target: Target, cases: int, first_seed: int | None, keep: Path | N
 
         round_seed = first_seed
         while done < cases:
-            test = settings(options)(given(strategy)(once))
-            before = done
-            (test if round_seed is None else seed(round_seed)(test))()
-            if round_seed is None or done == before:
-                break
+            test = settings(options, max_examples=min(cases - done, ROUND))(given(strategy)(once))
+            seed(round_seed)(test)()
             round_seed += 1
     return done
 

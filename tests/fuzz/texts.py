@@ -19,6 +19,7 @@ from sammi_jax.data.input.embeddings import CacheInfo, SamCache
 from sammi_jax.data.openshapes.tokenizer import build_tokenizer
 from sammi_jax.data.prepare.pairs import Templates, find_pairs
 from sammi_jax.data.prepare.split_lists import context_ids, cub_ids, lines, paxray_ids
+from sammi_jax.errors import SammiError
 from sammi_jax.inference.classes import make_class_list
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import parse_class_list, read_class_file, read_template_file
@@ -188,8 +189,6 @@ def _read_tokenizer(read: Any) -> Any:
         except Exception as error:  # its message names the text
             if "tokenizer has no tokens" not in str(error):
                 raise
-            from sammi_jax.errors import SammiError
-
             raise SammiError(f"{path}: {error}") from error
         assert rows.dtype == np.int32
         assert (rows >= 0).all()
@@ -229,6 +228,16 @@ def _read_run(path: Path) -> Any:
     config = read_run_config(path.parent)
     assert isinstance(config, TrainConfig)
     return config
+
+
+def _read_script(path: Path) -> Any:
+    try:
+        return load_config(path)
+    except SammiError as error:
+        if not isinstance(error.__cause__, MemoryError):
+            raise
+        message = str(error)
+    raise SammiError(message)  # Python's parser calls deep nesting so; no memory is taken
 
 
 def _scripts() -> st.SearchStrategy[bytes]:
@@ -401,7 +410,7 @@ TARGETS = [
         lambda path: save_config(TrainConfig(CaptionConfig()), path.parent),
         2000,
     ),
-    file_target("run_script", "c.py", _scripts, load_config, 1500),
+    file_target("run_script", "c.py", _scripts, _read_script, 1500),
     Target("override", _overrides, _override, 3000),
     Target("model_folder", _metas("openshapes"), _model_folder, 2500),
     Target("clip_folder", _metas("openshapes_clip"), _model_folder, 2000),
