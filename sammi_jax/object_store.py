@@ -26,6 +26,7 @@ from sammi_jax.errors import SammiError, one_line
 AnyPath: TypeAlias = Path | epath.Path
 PathLike: TypeAlias = str | os.PathLike[str]
 
+_LONGEST_NAME = 255  # bytes, in every usual file system
 UNFINISHED = ".sammi-unfinished"
 
 _SECONDS_A_REQUEST = 300  # gcsfs sends large files in parts of 50 MB
@@ -44,7 +45,7 @@ def as_path(text: PathLike) -> AnyPath:
 
     Raises:
         SammiError: a URL of another kind, one without a bucket, or one whose client is not
-            installed.
+            installed; or a path that no file system has.
 
     Example:
         >>> as_path("runs/clip")
@@ -52,6 +53,7 @@ def as_path(text: PathLike) -> AnyPath:
     """
     url = _as_url(text)
     if url is None:
+        _check_parts(Path(text))
         return Path(text)
     scheme, rest = url
     if scheme == "file":
@@ -72,6 +74,16 @@ def as_path(text: PathLike) -> AnyPath:
     # own; only "rapid" (zonal) buckets need that. It is read when gcsfs is imported.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     return epath.Path(f"{scheme}://{rest}")
+
+
+def _check_parts(path: Path) -> None:
+    """Raise what the system says of such names at the first use only, and in other ways."""
+    for part in path.parts:
+        if len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME or "\0" in part:
+            raise SammiError(
+                f"{str(path)[:_LONGEST_NAME]!r}: no path of a file: a name in it has more than "
+                f"{_LONGEST_NAME} bytes, or a null character"
+            )
 
 
 def is_bucket(path: PathLike) -> bool:

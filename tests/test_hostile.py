@@ -22,6 +22,7 @@ from sammi_jax.config.files import find_config, load_config, read_run_config
 from sammi_jax.config.model import ClipConfig, SegmenterConfig
 from sammi_jax.convert.api import read_source
 from sammi_jax.convert.torch_file import read_tensors
+from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.data.input.embeddings import SamCache
 from sammi_jax.data.prepare.labels import READERS, open_label
 from sammi_jax.data.prepare.pairs import Pair
@@ -30,10 +31,11 @@ from sammi_jax.errors import SammiError, printable
 from sammi_jax.files import parse_json, read_json
 from sammi_jax.images import load_image
 from sammi_jax.inference.geotiff import read_geotiff
+from sammi_jax.inference.image_files import find_images
 from sammi_jax.ops.rle import decode_rle
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.text.vocabulary import check_class_names, read_class_file
-from sammi_jax.weights.bundled import FOLDER
+from sammi_jax.weights.bundled import FOLDER, find_model
 from sammi_jax.weights.kinds import expected_params
 from sammi_jax.weights.model_folder import describe, load_tokenizer
 from tests.fuzz import requests
@@ -189,11 +191,11 @@ def test_keys_are_texts(tmp_path):
     refuse(read_tensors, tmp_path / "m.pt", "a key of type int")
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "", "a/b.safetensors", ".."])
+@pytest.mark.parametrize("name", ["../x.safetensors", "", "a/b.safetensors", "..", "x" * 300])
 def test_a_list_of_shards_names_files_beside_it(tmp_path, name):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"a": name}}))
-    refuse(lambda path: read_tensors(path.parent), index, "no file beside it")
+    refuse(lambda path: read_tensors(path.parent), index, "no file beside it|no path of a file")
 
 
 def test_layers_are_counted_and_not_believed(tmp_path):
@@ -401,6 +403,13 @@ def test_configurations_of_other_types(tmp_path):
 def test_a_configuration_that_ends_the_program(tmp_path, text):
     (tmp_path / "c.py").write_text(text)
     refuse(load_config, tmp_path / "c.py", "ends the program")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "猫" * 90])
+def test_names_that_no_file_has(name):
+    for read in (find_model, read_tensors, open_dataset, lambda name: find_images([name])):
+        with pytest.raises(SammiError, match=r"no path of a file|no such data set"):
+            read(name)
 
 
 def test_absurd_sizes_make_no_model():

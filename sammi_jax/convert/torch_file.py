@@ -24,7 +24,7 @@ from sammi_jax.convert.pickles import ForbiddenNameError, read_pickle
 from sammi_jax.convert.torch_archive import Archive, read_script
 from sammi_jax.errors import SammiError, reading
 from sammi_jax.files import read_json
-from sammi_jax.object_store import PathLike
+from sammi_jax.object_store import PathLike, as_path
 from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.hub import fetch_weights, hub_hint, hub_model, is_ours
 
@@ -195,6 +195,11 @@ def _shards(index: Path) -> list[Path]:
     other = [name for name in names.values() if Path(name).name != name or name in ("", "..")]
     if other:
         raise SammiError(f"{index}: names {other[0]!r}, which is no file beside it")
+    try:
+        for name in names.values():
+            as_path(name)
+    except SammiError as error:
+        raise SammiError(f"{index}: {error}") from error
     files = [index.with_name(name) for name in sorted(set(names.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
