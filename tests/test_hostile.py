@@ -39,6 +39,7 @@ from sammi_jax.weights.bundled import FOLDER, find_model
 from sammi_jax.weights.kinds import expected_params
 from sammi_jax.weights.model_folder import describe, load_tokenizer
 from tests.fuzz import requests
+from tests.fuzz.checkpoints import _clip
 from tests.fuzz.texts import _tokenizer as tokenizer_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -222,6 +223,18 @@ def test_layers_are_counted_and_not_believed(tmp_path):
     )
 
 
+def test_tensors_without_numbers(tmp_path):
+    tensors = dict(_clip()[0])
+    for key in ("visual.conv1.weight", "visual.proj", "token_embedding.weight"):
+        empty = tensors | {key: np.zeros((0, *tensors[key].shape[1:]), np.float32)}
+        save_file(empty, tmp_path / "m.safetensors")
+        refuse(
+            lambda path: read_source(path, ("clip",)),
+            tmp_path / "m.safetensors",
+            "none of them empty",
+        )
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -235,8 +248,6 @@ def test_layers_are_counted_and_not_believed(tmp_path):
     ],
 )
 def test_a_description_of_other_types(tmp_path, config):
-    from tests.fuzz.checkpoints import _clip
-
     save_file(_clip()[0], tmp_path / "m.safetensors")
     (tmp_path / "m.json").write_text(json.dumps(config))
     refuse(lambda path: read_source(path, ("clip",)), tmp_path / "m.safetensors", "JSON|config")

@@ -208,9 +208,10 @@ def _shape(tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
     if key not in tensors:
         raise SammiError(f"the checkpoint does not fit the model: missing {key}")
     shape = np.shape(tensors[key])
-    if len(shape) != rank:
+    if len(shape) != rank or 0 in shape:
         raise SammiError(
-            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes"
+            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes, none of "
+            "them empty"
         )
     return shape
 

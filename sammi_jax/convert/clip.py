@@ -239,10 +239,10 @@ def _our_shapes(tensors: Tensors, names: KeyNames) -> dict[str, tuple[int, ...]]
             missing.append(source)
             continue
         rank = 4 if target.startswith("vision/patch_embed") else 2
-        if np.ndim(tensors[source]) != rank:
+        if np.ndim(tensors[source]) != rank or np.size(tensors[source]) == 0:
             raise SammiError(
                 f"the checkpoint does not fit the model: {source} has shape "
-                f"{np.shape(tensors[source])}, not {rank} axes"
+                f"{np.shape(tensors[source])}, not {rank} axes, none of them empty"
             )
         shapes[target] = transform.forward(np.asarray(tensors[source])).shape
     if missing:
