@@ -22,6 +22,7 @@ from sammi_jax import object_store
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.object_store import UNFINISHED, AnyPath, PathLike, Stored, as_path
 
+_DEEPEST = 100  # lists and objects of a JSON file in each other
 # Folders that file servers, archivers and notebooks leave beside a user's files.
 _LITTER = {"@eaDir", "__MACOSX", "lost+found"}
 _DOWNLOADS = 8  # at the same time
@@ -46,6 +47,31 @@ def walk_files(folder: Path) -> Iterator[Path]:
         yield from (Path(where, name) for name in sorted(names) if not name.startswith("."))
 
 
+def parse_json(text: bytes | str) -> Any:
+    """A value of JSON's types, from text or UTF-8.
+
+    Raises:
+        ValueError: not JSON, or nested deeper than any file of a user: what walks through the value
+            would overflow the stack.
+    """
+    try:
+        value = json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    inner = [value]
+    for _ in range(_DEEPEST):
+        inner = [
+            item
+            for outer in inner
+            if isinstance(outer, dict | list)
+            for item in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(item, dict | list)
+        ]
+        if not inner:
+            return value
+    raise ValueError("nested too deeply")
+
+
 def read_json(path: AnyPath) -> dict[str, Any]:
     """A JSON file that holds an object.
 
@@ -53,7 +79,7 @@ def read_json(path: AnyPath) -> dict[str, Any]:
         SammiError: not readable, not JSON, or not an object.
     """
     try:
-        value = json.loads(object_store.read_bytes(path).decode("utf-8"))
+        value = parse_json(object_store.read_bytes(path))
     except (OSError, ValueError) as error:
         raise SammiError(f"{path}: not readable as JSON ({one_line(error)})") from error
     if not isinstance(value, dict):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import write_atomic
@@ -41,10 +41,14 @@ _BRANDS = {
     b"mif1": "a HEIF photograph (export it as JPEG)",
 }
 _DARK = 16  # of 255: an image whose values all lie below it was probably scaled wrongly
+# Formats that Pillow decodes by itself: for others, such as EPS, it starts programs.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM") + (
+    ("AVIF",) if features.check("avif") else ()
+)
 SHORT_SIDE, LONG_SIDE = 640, 2560  # CAT-Seg's loader (docs/catseg.md part h)
 
 
-def load_image(source: Any, formats: tuple[str, ...] | None = None) -> UInt8[NpArray, "h w 3"]:
+def load_image(source: Any, formats: tuple[str, ...] = FORMATS) -> UInt8[NpArray, "h w 3"]:
     """Read an image as uint8 RGB ``[H, W, 3]``.
 
     Gray, palette, RGBA (alpha is dropped) and CMYK images are converted, 16-bit and float ones
@@ -53,7 +57,7 @@ def load_image(source: Any, formats: tuple[str, ...] | None = None) -> UInt8[NpA
     Args:
         source: a path, a PIL image, the bytes of an image file, an open file, or a uint8 array
             (NumPy's, JAX's, PyTorch's) ``[H, W, 3]`` or ``[H, W]``.
-        formats: of files that are decoded, by Pillow's names; None: all that Pillow knows.
+        formats: of files that are decoded, by Pillow's names.
 
     Raises:
         SammiError: not readable, not an image, without pixels, or of values in no known range.

@@ -27,6 +27,7 @@ from sammi_jax.errors import SammiError, one_line
 AnyPath: TypeAlias = Path | epath.Path
 PathLike: TypeAlias = str | os.PathLike[str]
 
+_LONGEST_NAME = 255  # bytes, in every usual file system
 UNFINISHED = ".sammi-unfinished"
 
 _SECONDS_A_REQUEST = 300  # gcsfs sends large files in parts of 50 MB
@@ -45,7 +46,7 @@ def as_path(text: PathLike) -> AnyPath:
 
     Raises:
         SammiError: a URL of another kind, one without a bucket, or one whose client is not
-            installed.
+            installed; or a path that no file system has.
 
     Example:
         >>> as_path("runs/clip")
@@ -53,6 +54,7 @@ def as_path(text: PathLike) -> AnyPath:
     """
     url = _as_url(text)
     if url is None:
+        _check_parts(Path(text))
         return Path(text)
     scheme, rest = url
     if scheme == "file":
@@ -71,6 +73,16 @@ def as_path(text: PathLike) -> AnyPath:
         raise SammiError(f"{text}: needs the package {package}: pip install 'sammi_jax[{extra}]'")
     _set_up_clients()
     return epath.Path(f"{scheme}://{rest}")
+
+
+def _check_parts(path: Path) -> None:
+    """Raise what the system says of such names at the first use only, and in other ways."""
+    for part in path.parts:
+        if len(part.encode("utf-8", "surrogatepass")) > _LONGEST_NAME or "\0" in part:
+            raise SammiError(
+                f"{str(path)[:_LONGEST_NAME]!r}: no path of a file: a name in it has more than "
+                f"{_LONGEST_NAME} bytes, or a null character"
+            )
 
 
 def is_bucket(path: PathLike) -> bool:

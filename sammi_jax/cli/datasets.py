@@ -206,7 +206,7 @@ def _examine_prepared(name: str, data_dir: AnyPath, processes: int = 1) -> int:
     from sammi_jax.files import read_json
 
     folder = find_prepared(name, data_dir)
-    if not read_json(folder / "metadata.json")["complete"]:
+    if not read_json(folder / "metadata.json").get("complete"):
         print(f"\n{folder}: prepared from an incomplete source")
     codes = [
         _examine(open_dataset(f"{name}/{split}", data_dir=data_dir), processes)

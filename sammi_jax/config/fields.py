@@ -3,9 +3,10 @@
 import ast
 import dataclasses
 import difflib
+import sys
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from sammi_jax.errors import SammiError
 
@@ -30,7 +31,8 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
     """Build the dataclass ``cls`` from plain dictionaries, checking every name and type.
 
     Raises:
-        SammiError: an unknown field (the nearest name is given) or a value of another type.
+        SammiError: an unknown field (the nearest name is given), one that is missing, or a value of
+            another type.
     """
     if not isinstance(values, dict):
         raise SammiError(f"{where or cls.__name__}: expected fields, found {values!r}")
@@ -41,6 +43,10 @@ def from_dict(cls: type[T], values: Any, where: str = "") -> T:
         if name not in hints:
             raise SammiError(f"{path}: no such field{_nearest(name, hints)}")
         arguments[name] = _coerce(hints[name], value, path)
+    for field in dataclasses.fields(cast(Any, cls)):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        if needed and field.name not in arguments:
+            raise SammiError(f"{where or cls.__name__}: {field.name} is missing")
     return cls(**arguments)
 
 
@@ -70,6 +76,8 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
                 for i, (k, v) in enumerate(zip(kinds, value, strict=True))
             )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise SammiError(f"{path}: {value!r} is too large")
         return float(value)
     if (
         isinstance(hint, type)
@@ -123,5 +131,5 @@ def _literal(text: str) -> Any:
         return plain[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

@@ -5,12 +5,13 @@ import hashlib
 import json
 import runpy
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sammi_jax.config.experiment import CaptionConfig, PromptConfig, SegmentConfig, TrainConfig
 from sammi_jax.config.fields import from_dict, override, to_dict
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, one_line
 from sammi_jax.files import read_json, write_json
 from sammi_jax.object_store import AnyPath, as_path, exists
 
@@ -31,8 +32,9 @@ def find_config(name_or_file: str | Path) -> Path:
     Raises:
         SammiError: there is no such name and no such file; the message gives the nearest name.
     """
-    if Path(name_or_file).is_file():
-        return Path(name_or_file)
+    with suppress(OSError):  # too long for a path
+        if Path(name_or_file).is_file():
+            return Path(name_or_file)
     names = config_names()
     if str(name_or_file) in names:
         return next(folder for folder in _PACKAGED if folder.is_dir()) / f"{name_or_file}.py"
@@ -60,7 +62,11 @@ def load_config(name_or_file: str | Path, overrides: Sequence[str] | None = None
     except SammiError:
         raise
     except Exception as error:  # a configuration file is any Python
-        raise SammiError(f"{path}: {type(error).__name__}: {error}") from error
+        raise SammiError(f"{path}: {type(error).__name__}: {one_line(error)}") from error
+    except SystemExit as error:
+        raise SammiError(
+            f"{path}: ends the program (SystemExit); it may only define config"
+        ) from error
     if not isinstance(config, TrainConfig):
         raise SammiError(f"{path}: defines no TrainConfig named config")
     for text in overrides or []:
@@ -126,7 +132,8 @@ def read_run_config(workdir: AnyPath) -> TrainConfig:
     """
     values = read_json(workdir / "config.json")
     kinds = {task.kind: task for task in (CaptionConfig, PromptConfig, SegmentConfig)}
-    task = kinds.get(values.pop("kind", None))
+    kind = values.pop("kind", None)
+    task = kinds.get(kind) if isinstance(kind, str) else None
     if task is None:
         raise SammiError(f"{workdir / 'config.json'}: not the configuration of a training run")
     try:

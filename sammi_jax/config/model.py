@@ -5,9 +5,10 @@ Defaults are the published ViT-B sizes. Fields marked [ours] are not given by th
 device. ``config.json`` holds what `to_dict` gives; `from_dict` is its exact inverse.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sammi_jax.errors import SammiError
 from sammi_jax.ops.views import ViewLayout
@@ -272,6 +273,39 @@ def view_layout(config: SegmenterConfig) -> ViewLayout:
     return ViewLayout(
         window, stride, 1 + (config.sliding.output_size - config.crop_size) // config.sliding.stride
     )
+
+
+_MOST = 2**20  # of any whole number of a model
+_MOST_OF_A_SIDE = 4096  # pixels or cells
+_MOST_LAYERS = 512
+_SIDES = (
+    *("image_size", "patch_size", "window_size", "grid_size", "crop_size", "clip_size", "stride"),
+    *("output_size", "pooling_size", "grid_points"),
+)
+_LAYERS = ("num_layers", "num_stages", "decoder_layers", "iou_head_depth")
+
+
+def check_sizes(config: Any, where: str = "") -> None:
+    """Check that no number of a model's configuration is absurd, before a model is made of it.
+
+    Args:
+        config: of a CLIP, a SAM or a segmenter, or one of its parts.
+        where: path of the part.
+
+    Raises:
+        SammiError: a size is negative or far beyond that of any model, or a number not finite.
+    """
+    for field in fields(config):
+        path, value = f"{where}{field.name}", getattr(config, field.name)
+        most = _MOST_LAYERS if field.name in _LAYERS else _MOST
+        most = _MOST_OF_A_SIDE if field.name in _SIDES else most
+        for number in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(number):
+                check_sizes(number, f"{path}.")
+            elif isinstance(number, int) and not 0 <= number <= most:
+                raise SammiError(f"{path} {number}: must be from 0 to {most}")
+            elif isinstance(number, float) and not math.isfinite(number):
+                raise SammiError(f"{path} {number}: must be finite")
 
 
 def check_config(config: SegmenterConfig) -> None:

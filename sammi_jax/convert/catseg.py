@@ -6,6 +6,7 @@ beside the checkpoint, else from the published configurations. The tables are in
 """
 
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,11 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.config.model import AggregatorConfig, ClipConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.config.model import (
+    AggregatorConfig,
+    ClipConfig,
+    SegmenterConfig,
+    SlidingConfig,
+    check_sizes,
+)
 from sammi_jax.convert import clip
 from sammi_jax.convert.catseg_keys import AGGREGATOR_PREFIX, CLIP_PREFIX, model_rules
+from sammi_jax.convert.described import check_described
 from sammi_jax.convert.rules import Source
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, reading
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -100,6 +108,7 @@ def rules_for(
     }
     ignored |= clip.ignored_keys(tensors, names)
     config = _segmenter_config(clip_config, aggregator, known)
+    check_sizes(config)
     return Source(config, model_rules(config, names, start), ignored, "catseg")
 
 
@@ -147,18 +156,23 @@ def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the file beside the checkpoint says, by the names of our fields."""
     if description is None:
         return {}
-    try:
-        return _by_our_names(description)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise SammiError(
-            f"the .json beside the checkpoint does not describe a CAT-Seg ({error!r}): "
-            "correct it or move it elsewhere"
-        ) from error
+    mend = "correct it or move it elsewhere"
+    with reading("the .json beside the checkpoint", mend, "does not describe a CAT-Seg"):
+        found = _by_our_names(description)
+        taps, sliding = found.pop("taps", None), found.pop("sliding", None)
+        templates = found.pop("templates", None)
+        found = check_described(found)
+        if taps is not None:
+            found["taps"] = tuple(map(operator.index, taps))
+        if sliding:
+            sizes = (operator.index(_side(sliding["out_res"])), operator.index(sliding["stride"]))
+            found["sliding"] = SlidingConfig(*sizes)
+        return found if templates is None else found | {"templates": templates}
 
 
 def _by_our_names(description: Mapping[str, Any]) -> dict[str, Any]:
     config = description["config"]
-    towers, head, sliding = config["clip"], config["agg"], description.get("sliding")
+    towers, head = config["clip"], config["agg"]
     known = {
         "vision_heads": towers.get("vision_heads"),
         "text_heads": towers.get("transformer_heads"),
@@ -171,7 +185,7 @@ def _by_our_names(description: Mapping[str, Any]) -> dict[str, Any]:
         "taps": config.get("layer_indexes"),
         "crop_size": config.get("crop"),
         "templates": _templates(description),
-        "sliding": sliding and SlidingConfig(_side(sliding["out_res"]), sliding["stride"]),
+        "sliding": description.get("sliding"),
     }
     return {name: value for name, value in known.items() if value is not None}
 
@@ -194,9 +208,10 @@ def _shape(tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
     if key not in tensors:
         raise SammiError(f"the checkpoint does not fit the model: missing {key}")
     shape = np.shape(tensors[key])
-    if len(shape) != rank:
+    if len(shape) != rank or 0 in shape:
         raise SammiError(
-            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes"
+            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes, "
+            "none of them empty"
         )
     return shape
 

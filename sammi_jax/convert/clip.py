@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.config.model import ClipConfig, ClipTextConfig, ClipVisionConfig
+from sammi_jax.config.model import ClipConfig, ClipTextConfig, ClipVisionConfig, check_sizes
 from sammi_jax.convert.clip_keys import KeyNames, clip_rules, detect_key_names, ignored_keys
+from sammi_jax.convert.described import check_described
 from sammi_jax.convert.rules import Source
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, reading
 
 __all__ = [
     "KeyNames",
@@ -66,7 +67,10 @@ def infer_config(
     overrides: Mapping[str, Any] | None = None,
 ) -> ClipConfig:
     """The configuration of a CLIP checkpoint; arguments and errors as for `rules_for`."""
-    known = {**_described(config_json), **_checked(overrides or {})}
+    what = "the JSON file beside it"
+    with reading(what, "correct it, or move it elsewhere", "does not describe a CLIP"):
+        described = check_described(_described(config_json))
+    known = {**described, **_checked(overrides or {})}
     if "activation" not in known:
         known["activation"] = _guess_activation(tensors, names)
     if known["activation"] not in ("quick_gelu", "gelu"):
@@ -74,7 +78,8 @@ def infer_config(
             f"CLIP with the activation {known['activation']}: only quick_gelu and gelu are known"
         )
     shapes = _our_shapes(tensors, names)
-    _check_described(config_json, shapes)
+    with reading(what, "correct it, or move it elsewhere", "does not describe a CLIP"):
+        _check_described(config_json, shapes)
     width = shapes["vision/patch_embed/projection/kernel"][1]
     patch_size, grid_size = _squares(shapes)
     vocab_size, text_width = shapes["text/token_embedding"]
@@ -93,7 +98,9 @@ def infer_config(
         num_heads=_num_heads("text", text_width, known),
     )
     embed_dim = shapes["vision/projection/kernel"][1]
-    return ClipConfig(vision, text, embed_dim, known["activation"], known.get("eps", 1e-5))
+    config = ClipConfig(vision, text, embed_dim, known["activation"], known.get("eps", 1e-5))
+    check_sizes(config)
+    return config
 
 
 def _checked(overrides: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,10 +239,10 @@ def _our_shapes(tensors: Tensors, names: KeyNames) -> dict[str, tuple[int, ...]]
             missing.append(source)
             continue
         rank = 4 if target.startswith("vision/patch_embed") else 2
-        if np.ndim(tensors[source]) != rank:
+        if np.ndim(tensors[source]) != rank or np.size(tensors[source]) == 0:
             raise SammiError(
                 f"the checkpoint does not fit the model: {source} has shape "
-                f"{np.shape(tensors[source])}, not {rank} axes"
+                f"{np.shape(tensors[source])}, not {rank} axes, none of them empty"
             )
         shapes[target] = transform.forward(np.asarray(tensors[source])).shape
     if missing:

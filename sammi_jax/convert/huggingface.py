@@ -58,7 +58,7 @@ def write_checkpoint(source: PathLike, destination: PathLike, dtype: str = "floa
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "model.safetensors").chmod((temporary / "config.json").stat().st_mode)
         if model.tokenizer_path is not None:
-            load_tokenizer(source, model.tokenizer_path).save(temporary)
+            load_tokenizer(source, model.tokenizer_path, model.config).save(temporary)
     return destination
 
 

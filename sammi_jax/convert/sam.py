@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from sammi_jax.config.fields import from_dict, to_dict
-from sammi_jax.config.model import SamConfig
+from sammi_jax.config.model import SamConfig, check_sizes
 from sammi_jax.convert.rules import Source
 from sammi_jax.convert.sam_keys import KeyNames, sam_rules
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, reading
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -64,15 +64,16 @@ def rules_for(
     if names is None:
         raise SammiError(f"not a Segment Anything checkpoint: it has no {' and no '.join(_MARKS)}")
     described = config_json if names == "huggingface" and config_json else {}
-    _check_assumptions(described)
-    decoder = described.get("mask_decoder_config", {})
-    found = {
-        **to_dict(_SizeReader(tensors, names).config()),
-        "decoder_eps": decoder.get("layer_norm_eps", _DECODER_EPS[names]),
-        "decoder_heads": decoder.get("num_attention_heads", SamConfig().decoder_heads),
-        **(overrides or {}),
-    }
-    config = from_dict(SamConfig, found)
+    with reading("config.json", "correct it, or move it elsewhere", "does not describe a SAM"):
+        _check_assumptions(described)
+        decoder = described.get("mask_decoder_config", {})
+        found = {
+            "decoder_eps": decoder.get("layer_norm_eps", _DECODER_EPS[names]),
+            "decoder_heads": decoder.get("num_attention_heads", SamConfig().decoder_heads),
+        }
+    sizes = to_dict(_SizeReader(tensors, names).config())
+    config = from_dict(SamConfig, {**sizes, **found, **(overrides or {})})
+    check_sizes(config)
     return Source(config, sam_rules(config, names), _ignored(tensors, names), names)
 
 

@@ -1,28 +1,30 @@
 """Checkpoints of other projects as ``{key: array}``; the only module that imports torch.
 
-Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, TorchScript archives
-(OpenAI's CLIP files) with ``torch.jit.load``; safetensors files need no torch.
+Pickles are opened with ``torch.load(weights_only=True)`` and nothing else, once `convert.pickles`
+has found that they call nothing and declare no more than their file holds. TorchScript archives
+(OpenAI's CLIP files) and safetensors files need no torch.
 """
 
 import hashlib
 import importlib
 import numbers
-import pickle
-import re
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.convert.pickles import ForbiddenNameError, read_pickle
+from sammi_jax.convert.torch_archive import Archive, read_script
+from sammi_jax.errors import SammiError, reading
 from sammi_jax.files import read_json
-from sammi_jax.object_store import PathLike
+from sammi_jax.object_store import PathLike, as_path
 from sammi_jax.weights.bundled import find_model
 from sammi_jax.weights.hub import fetch_weights, hub_hint, hub_model, is_ours
 
@@ -42,6 +44,7 @@ _SUFFIXES = (".safetensors", *_PICKLE_SUFFIXES)
 _PREFIXES = ("module.", "model.", "sam.", "clip.")
 _COMPILED = "_orig_mod."  # torch.compile, before any part of a key
 _WRAPPERS = ("model", "state_dict", "model_state_dict")
+_TIED = 4  # how often each number of a file may be used: weights can be shared
 _FLOATS = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
@@ -101,7 +104,11 @@ def read_tensors(path: PathLike) -> Checkpoint:
     for file in files:
         _check_content(file)
         kind, values = _read_file(file)
+        room = _TIED * file.stat().st_size
         for key, value in values:
+            room -= value.nbytes
+            if room < 0:
+                raise SammiError(f"{file}: declares more numbers than it holds; download it again")
             dtypes[key] = value.dtype.name
             tensors[key] = _as_float32(value, file, key)
         with file.open("rb") as stream:
@@ -185,6 +192,14 @@ def _shards(index: Path) -> list[Path]:
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
         raise SammiError(f"{index}: has no weight_map; download it again")
+    other = [name for name in names.values() if Path(name).name != name or name in ("", "..")]
+    if other:
+        raise SammiError(f"{index}: names {other[0]!r}, which is no file beside it")
+    try:
+        for name in names.values():
+            as_path(name)
+    except SammiError as error:
+        raise SammiError(f"{index}: {error}") from error
     files = [index.with_name(name) for name in sorted(set(names.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
@@ -209,9 +224,11 @@ def _check_content(file: Path) -> None:
 def _read_file(file: Path) -> tuple[str, Iterator[tuple[str, np.ndarray]]]:
     if file.suffix == ".safetensors":
         return "safetensors", _read_safetensors(file)
-    if _is_torchscript(file):
-        return "torchscript", _read_torchscript(file)
-    return "torch", _read_pickle(file)
+    with _decoding(file):
+        archive = Archive(file) if zipfile.is_zipfile(file) else None
+    if archive is not None and archive.is_script:
+        return "torchscript", _read_torchscript(file, archive)
+    return "torch", _read_pickle(file, archive)
 
 
 def _as_float32(value: np.ndarray, file: Path, key: str) -> np.ndarray:
@@ -226,29 +243,13 @@ def _not_plain(file: Path, key: str, found: Any) -> SammiError:
     return SammiError(f"{file}: {key} is {found}; only plain float32, float16, bfloat16 are read")
 
 
-def _damaged(file: Path, error: BaseException) -> SammiError:
-    """The error for a file that cannot be decoded."""
-    return SammiError(f"{file}: damaged or cut short ({one_line(error)}); download it again")
-
-
 def _read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        with safe_open(file, "numpy") as tensors:
-            for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
-                stored = tensors.get_slice(key).get_dtype()
-                if stored[:1] not in "IUB" and stored not in ("F16", "F32", "F64"):
-                    raise _not_plain(file, key, stored)
-                yield key, tensors.get_tensor(key)
-    except SafetensorError as error:
-        raise _damaged(file, error) from error
-
-
-def _is_torchscript(file: Path) -> bool:
-    if not zipfile.is_zipfile(file):
-        return False
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-    return any(n.endswith("/constants.pkl") for n in names) and any("/code/" in n for n in names)
+    with _decoding(file), safe_open(file, "numpy") as tensors:
+        for key in tensors.keys():  # noqa: SIM118  (not a dictionary)
+            stored = tensors.get_slice(key).get_dtype()
+            if stored[:1] not in "IUB" and stored not in ("F16", "F32", "F64"):
+                raise _not_plain(file, key, stored)
+            yield key, tensors.get_tensor(key)
 
 
 def _torch(file: Path) -> Any:
@@ -260,35 +261,53 @@ def _torch(file: Path) -> Any:
         ) from error
 
 
-def _read_torchscript(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    torch = _torch(file)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated; OpenAI's files are not
-            state = torch.jit.load(str(file), map_location="cpu").state_dict()
-    except Exception as error:  # torch raises whatever the broken part happened to give
-        raise _damaged(file, error) from error
-    yield from _state_dict(state, file, torch)
+def _read_torchscript(file: Path, archive: Archive) -> Iterator[tuple[str, np.ndarray]]:
+    with _decoding(file):
+        found = list(read_script(archive))
+    yield from found
 
 
-def _read_pickle(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+def _read_pickle(file: Path, archive: Archive | None) -> Iterator[tuple[str, np.ndarray]]:
     torch = _torch(file)
-    try:
+    with _decoding(file):
+        _check_pickles(file, archive)
         with torch.serialization.safe_globals(_numpy_globals()):
             state = torch.load(
-                file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file)
+                file, map_location="cpu", weights_only=True, mmap=archive is not None
             )
-    except pickle.UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+)", str(error))
-        if name is None:
-            raise _damaged(file, error) from error
-        raise SammiError(
-            f"{file}: the pickle would run {name[1]}, and code in checkpoints is never run; save "
-            "the state dict alone (or safetensors) and convert that"
-        ) from error
-    except Exception as error:  # torch raises whatever the broken part happened to give
-        raise _damaged(file, error) from error
     yield from _state_dict(state, file, torch)
+
+
+_LEGACY_PICKLES = 5  # magic number, protocol, system, the object, the storages' names
+
+
+def _check_pickles(file: Path, archive: Archive | None) -> None:
+    """Raise an error unless the file's pickles call nothing and declare no more than it holds."""
+    if archive is not None:
+        read_pickle(BytesIO(archive.read("data.pkl")), archive.size)
+        return
+    with file.open("rb") as stream:
+        for _ in range(_LEGACY_PICKLES):
+            read_pickle(stream, file.stat().st_size)
+
+
+@contextmanager
+def _decoding(file: Path) -> Iterator[None]:
+    """Errors of whatever kind that a broken or hostile file causes, as a `SammiError`."""
+    with reading(file, "download it again", "damaged or cut short"):
+        try:
+            yield
+        except ForbiddenNameError as error:
+            raise _forbidden(file, str(error)) from error
+
+
+def _forbidden(file: Path, name: str) -> SammiError:
+    if name.startswith("torch._utils._rebuild"):
+        return _not_plain(file, "a tensor", f"made by {name}")
+    return SammiError(
+        f"{file}: the pickle would run {name}, and code in checkpoints is never run; save the "
+        "state dict alone (or safetensors) and convert that"
+    )
 
 
 def _numpy_globals() -> list[Any]:
@@ -307,8 +326,9 @@ def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.nd
         state = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), Mapping)), state)
     if not isinstance(state, Mapping) or not state:
         raise SammiError(f"{file}: holds a {type(state).__name__}, not a state dict")
-    for key, value in state.items():
-        name = str(key)
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise SammiError(f"{file}: has a key of type {type(name).__name__}, not a state dict")
         if isinstance(value, torch.Tensor):
             yield name, _tensor_to_numpy(value, file, name, torch)
         elif isinstance(value, np.ndarray | np.generic | numbers.Number):
@@ -321,8 +341,8 @@ def _state_dict(state: Any, file: Path, torch: Any) -> Iterator[tuple[str, np.nd
 
 
 def _tensor_to_numpy(tensor: Any, file: Path, key: str, torch: Any) -> np.ndarray:
-    tensor = tensor.detach().cpu()
     try:
+        tensor = tensor.detach().cpu()
         if tensor.dtype == torch.bfloat16:  # numpy has none of its own: the same 16 bits
             return tensor.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return tensor.numpy()

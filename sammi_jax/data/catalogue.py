@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -103,7 +104,10 @@ def open_dataset(
         return _open_shapes(name, num_examples)
     if name.partition("/")[0] in vocabulary_names():
         return _open_prepared(name, num_examples, data_dir, record_by_record)
-    if Path(name).exists():
+    is_path = False
+    with suppress(OSError):  # too long for one
+        is_path = Path(name).exists()
+    if is_path:
         raise SammiError(f"{name}: is a path; for a set of your own give {USER_FOLDER}{name}")
     known = [*dataset_names(), *vocabulary_names()]
     near = get_close_matches(name, known, 1)

@@ -6,6 +6,7 @@ the EXIF orientation of the image applied, and can be pickled for worker process
 
 import operator
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,8 +19,8 @@ from sammi_jax.data.prepare.labels import read_index
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.prepare.pixels import label_from_png
 from sammi_jax.data.prepare.records import open_records
-from sammi_jax.errors import SammiError, one_line
-from sammi_jax.images import load_image
+from sammi_jax.errors import SammiError, reading
+from sammi_jax.images import FORMATS, load_image
 from sammi_jax.typing import NpArray
 
 
@@ -74,13 +75,9 @@ class PreparedSource:
     ):
         self._directory, self._split = Path(directory), split
         self._remote = records
-        try:
+        mend = "prepare it with 'sammi datasets prepare'"
+        with reading(directory, mend, f"cannot open split {split!r}"):
             self._records = open_records(self._directory, split, records)
-        except (ValueError, KeyError, OSError) as error:
-            raise SammiError(
-                f"{directory}: cannot open split {split!r} ({one_line(error)}); prepare it with "
-                "'sammi datasets prepare'"
-            ) from error
         self._length = _checked_length(self._directory, num_examples, len(self._records))
 
     def __len__(self) -> int:
@@ -88,18 +85,33 @@ class PreparedSource:
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """The example of that index; IndexError beyond the end."""
-        record = self._record(index)
-        return {
-            "image": load_image(Image.open(BytesIO(record["image"]))),
-            "label": label_from_png(record["label"]),
-            "file_name": record["file_name"].decode(),
-        }
+        with self._reading(index):
+            record = self._record(index)
+            return {
+                "image": load_image(record["image"]),
+                "label": label_from_png(record["label"]),
+                "file_name": record["file_name"].decode(),
+            }
 
     def glance(self, index: int) -> Glance:
         """The example of that index without decoding its image."""
-        record = self._record(index)
-        size = _image_size(Image.open(BytesIO(record["image"])))
-        return Glance(record["file_name"].decode(), size, label_from_png(record["label"]))
+        with self._reading(index):
+            record = self._record(index)
+            size = _image_size(Image.open(BytesIO(record["image"]), formats=FORMATS))
+            return Glance(record["file_name"].decode(), size, label_from_png(record["label"]))
+
+    @contextmanager
+    def _reading(self, index: SupportsIndex) -> Iterator[None]:
+        """Errors over a damaged record, which name it."""
+        number = _checked_index(self._directory, index, self._length)
+        mend = "prepare the set again"
+        try:
+            with reading(f"{self._directory}, example {number}", mend):
+                yield
+        except SammiError as error:
+            if str(self._directory) in str(error):
+                raise
+            raise SammiError(f"{self._directory}, example {number}: {error}") from error
 
     @property
     def is_remote(self) -> bool:
@@ -115,8 +127,7 @@ class PreparedSource:
             yield path.name, path.stat().st_size
 
     def _record(self, index: SupportsIndex) -> dict[str, Any]:
-        index = _checked_index(self._directory, index, self._length)
-        return self._records[index]
+        return self._records[operator.index(index)]
 
 
 class FolderSource:
@@ -157,11 +168,12 @@ class FolderSource:
     def glance(self, index: int) -> Glance:
         """The example of that index without decoding its image."""
         pair = self._pairs[_checked_index(self._folder, index, len(self))]
-        try:
-            with Image.open(pair.image) as image:
-                size = _image_size(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise SammiError(f"{pair.image}: cannot be decoded ({one_line(error)})") from error
+        mend = "export the image again"
+        with (
+            reading(pair.image, mend, "cannot be decoded"),
+            Image.open(pair.image, formats=FORMATS) as image,
+        ):
+            size = _image_size(image)
         return Glance(pair.key + pair.image.suffix, size, read_index(pair.labels[0]))
 
 

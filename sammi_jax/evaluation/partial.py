@@ -3,13 +3,12 @@
 import json
 from io import BytesIO
 from typing import Any
-from zipfile import BadZipFile
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.errors import reading
 from sammi_jax.evaluation.totals import Counts, from_arrays, to_arrays
 from sammi_jax.files import write_atomic
 from sammi_jax.object_store import AnyPath, exists, read_bytes
@@ -61,16 +60,12 @@ class PartialResult:
     def _read(self) -> tuple[Counts, int] | None:
         if not exists(self._file):
             return None
-        try:
+        with reading(self._file, "delete it to evaluate from the start", "damaged"):
             content = BytesIO(read_bytes(self._file))
             with np.load(content, allow_pickle=False) as arrays:
                 if str(arrays["identity"]) != self._identity:
                     return None
                 return from_arrays(dict(arrays)), int(arrays["batches_done"])
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
-            raise SammiError(
-                f"{self._file}: damaged ({one_line(error)}); delete it to evaluate from the start"
-            ) from error
 
     def remove(self) -> None:
         """Delete the file: the evaluation is done."""

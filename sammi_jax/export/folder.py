@@ -60,7 +60,7 @@ def write_export(
     folder = check_destination(folder)
     _check_flatbuffers()
     found = describe(model, ["catseg", "sammi"])
-    load_tokenizer(model, found.tokenizer_path)  # raises where there is none
+    load_tokenizer(model, found.tokenizer_path, found.config)  # raises where there is none
     programs = export_programs(found.config, platforms)
     with atomic_folder(folder, MANIFEST_FILE) as temporary:
         files = {_file_name(program): program for program in programs}

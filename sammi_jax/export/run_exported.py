@@ -17,6 +17,8 @@ import safetensors.numpy
 import tokenizers
 from PIL import Image, ImageOps
 
+# Formats that Pillow decodes by itself: for others, such as EPS, it starts programs.
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "JPEG2000", "PPM")
 CHUNK = 8  # classes whose probabilities at the image's size are in memory at once
 
 
@@ -122,7 +124,7 @@ def _load(path: Path):
 
 def read_image(path: str | Path) -> np.ndarray:
     """An upright image file as uint8 RGB ``[H, W, 3]``; wider values are scaled by their range."""
-    with Image.open(path) as file:
+    with Image.open(path, formats=FORMATS) as file:
         image = ImageOps.exif_transpose(file)
         if not (image.mode.startswith("I") or image.mode == "F"):
             return np.asarray(image.convert("RGB"))

@@ -8,13 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.errors import SammiError, reading
 from sammi_jax.files import write_atomic
 from sammi_jax.images import to_bytes
 from sammi_jax.object_store import AnyPath
 from sammi_jax.typing import Bool, Int, NpArray, UInt8
 
 _SUFFIXES = (".tif", ".tiff")
+# Bytes of an image in memory, as its header says. Without these bounds a small file could declare
+# any size: what is compressed unpacks to at most a thousand times its size.
+_MOST_BYTES = 2**31
+_MOST_UNPACKED = 2000
+_FREE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -72,15 +77,20 @@ def read_geotiff(path: str | Path) -> GeoImage | None:
     if Path(path).suffix.lower() not in _SUFFIXES or find_spec("rasterio") is None:
         return None
     import rasterio
-    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+    from rasterio.errors import NotGeoreferencedWarning
 
-    try:
+    if not Path(path).is_file():
+        return None  # the reader of all images says so
+    with reading(path, "export it again", "cannot be read as a GeoTIFF"):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            with rasterio.open(path) as file:
+            # No other driver: some of GDAL's open files and addresses that a file names.
+            with rasterio.open(path, driver="GTiff") as file:
                 if file.crs is None and file.transform.is_identity:
                     return None
-                bands = file.read([1, 2, 3] if file.count >= 3 else [1])
+                chosen = [1, 2, 3] if file.count >= 3 else [1]
+                _check_size(file, chosen, Path(path))
+                bands = file.read(chosen)
                 if file.count == 1 and file.colorinterp[0].name == "palette":
                     colors = np.zeros((256, 3), np.uint8)
                     for value, color in file.colormap(1).items():
@@ -88,13 +98,17 @@ def read_geotiff(path: str | Path) -> GeoImage | None:
                     bands = np.moveaxis(colors[bands[0]], -1, 0)
                 valid = file.dataset_mask() > 0
                 place = file.crs, file.transform
-    except RasterioError as error:
-        if not Path(path).is_file():
-            return None  # the reader of all images says so
-        raise SammiError(
-            f"{path}: cannot be read as a GeoTIFF ({one_line(error)}); export it again"
-        ) from error
-    if bands.dtype != np.uint8:
-        bands = to_bytes(np.where(valid, bands, 0), str(path))
+        if bands.dtype != np.uint8:
+            bands = to_bytes(np.where(valid, bands, 0), str(path))
     pixels = np.repeat(bands, 3, axis=0) if len(bands) == 1 else bands
     return GeoImage(np.ascontiguousarray(np.moveaxis(pixels, 0, -1)), valid, *place)
+
+
+def _check_size(file: Any, bands: list[int], path: Path) -> None:
+    width = sum(np.dtype(file.dtypes[band - 1]).itemsize for band in bands)
+    size = file.width * file.height * width
+    if size > min(_MOST_BYTES, _FREE_BYTES + _MOST_UNPACKED * path.stat().st_size):
+        raise SammiError(
+            f"{path}: declares {file.width} x {file.height} pixels, {size / 1e9:.3g} GB: more than "
+            f"such a file can hold, or more than {_MOST_BYTES / 1e9:.3g} GB; cut it into parts"
+        )

@@ -129,7 +129,7 @@ def _array(what: str, value: Any, rank: int, tail: tuple[int | None, ...]) -> Np
         return None
     try:
         array = np.asarray(value, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SammiError(f"{what}: give numbers, all of one shape") from error
     array = array[None] if array.ndim == rank - 1 else array
     fits = array.ndim == rank and all(

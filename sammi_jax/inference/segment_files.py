@@ -8,7 +8,7 @@ from typing import Any
 
 from sammi_jax.config.fields import to_dict
 from sammi_jax.data.input.prefetch import prefetch
-from sammi_jax.errors import SammiError, failure
+from sammi_jax.errors import SammiError, failure, reading
 from sammi_jax.files import read_json, write_json
 from sammi_jax.images import load_image
 from sammi_jax.inference.classes import ClassList
@@ -238,13 +238,20 @@ def coco_file(
         path = out / f"{file.name}.json"
         if not exists(path):
             continue
-        record = read_json(path)
+        with reading(path, "remove it and segment the image again"):
+            annotations_of, size = _record(read_json(path))
         number = len(images) + 1
-        size = {"height": record["height"], "width": record["width"]}
         images.append({"id": number, "file_name": str(file.place), **size})
-        for found in record["annotations"]:
-            ids = {"id": len(annotations) + 1, "image_id": number}
-            category = {"category_id": found.pop("index") + 1}
-            annotations.append(ids | category | found)
+        for found in annotations_of:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, **found})
     categories = [{"id": index, "name": name} for index, name in enumerate(class_names, 1)]
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+def _record(record: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """COCO's annotations, without ids, and the size of the image that a result is of."""
+    found = [
+        {"category_id": one["index"] + 1} | {key: one[key] for key in one if key != "index"}
+        for one in record["annotations"]
+    ]
+    return found, {"height": record["height"], "width": record["width"]}

@@ -269,5 +269,5 @@ def load(folder: Any = DEFAULT, dtype: str = "float32") -> Segmenter:
         SammiError: the folder is missing, damaged, or holds another kind of model.
     """
     model = read_model(folder, ["catseg", "sammi"])
-    tokenizer = partial(load_tokenizer, folder, model.tokenizer_path)
+    tokenizer = partial(load_tokenizer, folder, model.tokenizer_path, model.config)
     return Segmenter(model.config, model.params, tokenizer, dtype)

@@ -389,7 +389,9 @@ def load_clip(folder: Any) -> ClipModel:
     """Load a CLIP model folder. Raises `SammiError` as `load` does."""
     model = read_model(folder, ["clip"])
     module: Any = build(model_maker(model.config), model.params)
-    return ClipModel(model.config, module, partial(load_tokenizer, folder, model.tokenizer_path))
+    return ClipModel(
+        model.config, module, partial(load_tokenizer, folder, model.tokenizer_path, model.config)
+    )
 
 
 def load_sam(folder: Any) -> SamModel:

@@ -35,7 +35,7 @@ class ZeroShot(TextPrompted):
         super().__init__(
             dataclasses.replace(config, clip=model.config, masks=None),
             build(model_maker(model.config), model.params, dtype),
-            partial(load_tokenizer, folder, model.tokenizer_path),
+            partial(load_tokenizer, folder, model.tokenizer_path, model.config),
         )
 
     def _embed(self, module: Clip, token_ids: Int[Array, "t p l"]) -> Float[Array, "t 1 d"]:

@@ -5,16 +5,18 @@ five bits of the value, the lowest first, and one bit that says that more follow
 the sign. From the fourth run on, the number is the difference to the run before the last.
 """
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sammi_jax.errors import SammiError
+from sammi_jax.errors import SammiError, reading
 from sammi_jax.typing import NpArray
 
 _FIRST_CHARACTER = 48
 _MORE, _SIGN, _BITS = 0x20, 0x10, 0x1F
+_MOST_BITS = 60  # of a number: more would take time that grows with the square of their number
 
 
 def decode_rle(segmentation: Mapping[str, Any], where: str) -> NpArray:
@@ -25,14 +27,15 @@ def decode_rle(segmentation: Mapping[str, Any], where: str) -> NpArray:
         where: named in errors.
 
     Raises:
-        SammiError: the runs do not fill the mask.
+        SammiError: the runs do not fill the mask, or are no runs.
     """
-    height, width = segmentation["size"]
-    counts = segmentation["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    runs = unpack_runs(counts) if isinstance(counts, str) else list(counts)
-    if min(runs, default=0) < 0 or sum(runs) != height * width:
+    with reading(where, "the file is damaged, fetch it again", "holds no run-length mask"):
+        height, width = map(operator.index, segmentation["size"])
+        counts = segmentation["counts"]
+        if isinstance(counts, bytes):
+            counts = counts.decode("ascii")
+        runs = unpack_runs(counts) if isinstance(counts, str) else list(map(operator.index, counts))
+    if min(*runs, height, width, 0) < 0 or sum(runs) != height * width:
         raise SammiError(
             f"{where}: a run-length mask covers {sum(runs)} pixels, not {height} x {width}; "
             "the file is damaged, fetch it again"
@@ -42,13 +45,19 @@ def decode_rle(segmentation: Mapping[str, Any], where: str) -> NpArray:
 
 
 def unpack_runs(text: str) -> Sequence[int]:
-    """The run lengths that a compressed string holds."""
+    """The run lengths that a compressed string holds.
+
+    Raises:
+        ValueError: a number of more than 60 bits.
+    """
     runs: list[int] = []
     value = shift = 0
     for character in text:
         code = ord(character) - _FIRST_CHARACTER
         value |= (code & _BITS) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            raise ValueError(f"a run of more than {_MOST_BITS} bits")
         if code & _MORE:
             continue
         if code & _SIGN:

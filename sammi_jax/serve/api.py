@@ -192,16 +192,21 @@ def _json(text: str | bytes, what: str) -> Any:
 
 async def _read_form(request: Request) -> Any:
     """The image's bytes, and the texts of every other field."""
-    async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
-        fields: dict[str, list[str]] = {}
-        image = None
-        for name, value in form.multi_items():
-            if isinstance(value, str):
-                fields.setdefault(name, []).append(value)
-            elif name == "image" and isinstance(value, UploadFile):
-                image = await value.read()
-            else:
-                raise RequestError(422, f"{name[:60]}: an unknown file; the image is called image")
+    fields: dict[str, list[str]] = {}
+    image = None
+    try:
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            for name, value in form.multi_items():
+                if isinstance(value, str):
+                    fields.setdefault(name, []).append(value)
+                elif name == "image" and isinstance(value, UploadFile):
+                    image = await value.read()
+                else:
+                    raise RequestError(
+                        422, f"{name[:60]}: an unknown file; the image is called image"
+                    )
+    except ValueError as error:  # of Python's codecs, of which a request may name any
+        raise RequestError(400, "the form cannot be read; send it in UTF-8") from error
     if image is None:
         raise RequestError(422, "image: missing; send the file of an image under this name")
     return image, fields

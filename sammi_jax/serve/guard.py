@@ -22,6 +22,9 @@ _HEADERS = {
 }
 
 
+_DIGITS = 20  # of the longest number of bytes
+
+
 class Guard:
     """ASGI middleware around the whole server.
 
@@ -63,7 +66,7 @@ class Guard:
             await send(message)
 
         declared = Headers(scope=scope).get("content-length", "0")
-        if declared.isdecimal() and int(declared) > self.body_bytes:
+        if declared.isdecimal() and (len(declared) > _DIGITS or int(declared) > self.body_bytes):
             return await _refuse(answer, self._too_large())
         return await self.app(scope, counted, answer)
 

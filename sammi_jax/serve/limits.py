@@ -14,7 +14,7 @@ from sammi_jax.images import load_image
 from sammi_jax.inference.classes import ClassList, make_class_list
 from sammi_jax.typing import NpArray, UInt8
 
-# Formats that Pillow decodes by itself: for others, such as EPS, it starts programs.
+# Of `images.FORMATS`, those that browsers and cameras make.
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _OVERHEAD = 2**20  # bytes of a request beside its image
 

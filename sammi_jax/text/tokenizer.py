@@ -6,10 +6,9 @@ clip/simple_tokenizer.py: no ftfy and no HTML unescaping, which class names do n
 """
 
 import gzip
-import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ import numpy as np
 import tokenizers
 from einops import rearrange
 
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.errors import SammiError, is_failure, one_line, reading
+from sammi_jax.files import read_json
 from sammi_jax.text.vocabulary import check_templates, prompts
 from sammi_jax.typing import Int, NpArray
 
@@ -27,6 +27,12 @@ BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 
 LENGTH_STEP = 8  # prompts are padded to a multiple of so many tokens, so that few shapes occur
 
+_MOST_IDS = 2**24
+_MOST_TEXT = 2**24  # characters of OpenAI's file when it is unpacked; it has a fifth of them
+# Steps of a tokenizer that work on the text, before its words are looked up. A few that lengthen
+# it, one after another, would fill any memory.
+_MOST_STEPS = 8
+_MOST_INSERTED = 1  # characters for each that is replaced
 _NUM_MERGES = 49152 - 256 - 2  # of the 262,144 in OpenAI's file, the first are used
 
 
@@ -50,6 +56,8 @@ class Tokenizer:
                 f"{name}: {END} has id {end} and another token {largest}, but CLIP reads a text's "
                 "feature at the largest id"
             )
+        if largest > _MOST_IDS:
+            raise SammiError(f"{name}: has a token of id {largest}; no model has as many rows")
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer, self._start, self._end = tokenizer, start, end
@@ -121,7 +129,9 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         try:
             return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the library raises nothing narrower
+        except BaseException as error:  # the library raises nothing narrower, and panics
+            if not is_failure(error):
+                raise
             raise SammiError(
                 f"{text!r}: the tokenizer has no tokens for it ({one_line(error)})"
             ) from error
@@ -157,22 +167,41 @@ def without_padding(rows: Int[NpArray, "n l"]) -> Int[NpArray, "n m"]:
 
 
 def _read(path: Path, read) -> Tokenizer:
-    try:
-        tokenizer = read(path)
-    except SammiError:
-        raise
-    except Exception as error:  # the tokenizers library raises nothing narrower
-        raise SammiError(f"{path}: cannot be read as a tokenizer ({one_line(error)})") from error
-    return Tokenizer(tokenizer, str(path))
+    mend = "give a tokenizer.json as transformers writes it, or OpenAI's vocabulary"
+    with reading(path, mend, "cannot be read as a tokenizer"):
+        return Tokenizer(read(path), str(path))
 
 
 def _from_json(path: Path) -> tokenizers.Tokenizer:
+    content = read_json(path)
+    for part in ("normalizer", "pre_tokenizer"):
+        _check_steps(list(_steps(content.get(part))), part)
     return tokenizers.Tokenizer.from_file(str(path))
+
+
+def _steps(value: Any) -> Iterator[dict[str, Any]]:
+    """The objects with a type in a part of a tokenizer."""
+    if isinstance(value, dict):
+        if "type" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _steps(item)
+
+
+def _check_steps(steps: Sequence[dict[str, Any]], part: str) -> None:
+    if len(steps) > _MOST_STEPS:
+        raise ValueError(f"its {part} has {len(steps)} steps; CLIP's has fewer than {_MOST_STEPS}")
+    for step in steps:
+        inserted = step.get("content") or step.get("prepend") or step.get("replacement") or ""
+        if len(inserted) > _MOST_INSERTED or step["type"] == "Precompiled":
+            raise ValueError(f"its {part} has a step {step['type']} that lengthens texts")
 
 
 def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
     # transformers would give special tokens that are missing new ids, for which no model has rows.
-    if not {START, END} <= set(json.loads(path.read_text(encoding="utf-8"))):
+    if not {START, END} <= set(read_json(path)):
         raise ValueError(f"it has no {START} or no {END}")
     return _byte_pair(str(path), str(path.with_name("merges.txt")))
 
@@ -180,7 +209,7 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
 def _from_openai(path: Path) -> tokenizers.Tokenizer:
     """The file holds merges; the vocabulary is bytes, bytes ending a word, merges, specials."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
-        merges = file.read().splitlines()[1 : 1 + _NUM_MERGES]
+        merges = file.read(_MOST_TEXT).splitlines()[1 : 1 + _NUM_MERGES]
     if len(merges) < _NUM_MERGES:
         raise SammiError(
             f"{path}: holds {len(merges)} merges, not {_NUM_MERGES}: it is cut short; download it "

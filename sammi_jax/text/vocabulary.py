@@ -1,13 +1,13 @@
 """Class names and prompt templates: reading lists of them, synonyms, prompts."""
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sammi_jax.errors import SammiError, listed
+from sammi_jax.errors import SammiError, listed, printable
+from sammi_jax.files import parse_json
 from sammi_jax.object_store import as_path, is_bucket, read_bytes
 
 _PATH_LIKE = re.compile(r"[^,]*\.[A-Za-z]{2,5}|[~.]{0,2}[/\\][^,]*|[A-Za-z]:\\[^,]*")
@@ -68,7 +68,7 @@ def read_class_file(path: str | Path) -> list[str]:
 
 def _json_names(text: str) -> list[Any]:
     try:
-        names = json.loads(text)
+        names = parse_json(text)
     except ValueError as error:
         raise SammiError(f"is not valid JSON ({error}); give a list of names") from error
     if isinstance(names, dict) and list(names) == [str(index) for index in range(len(names))]:
@@ -107,13 +107,17 @@ def check_class_names(names: Iterable[Any]) -> list[str]:
         names: one a class, or one text with commas between them.
 
     Raises:
-        SammiError: there is no name, a name occurs twice, or one is not a string.
+        SammiError: there is no name, a name occurs twice, or one is not a string, has control
+            characters, or begins with its second synonym.
     """
     given = list(names.split(",") if isinstance(names, str) else names)
     other = [name for name in given if not isinstance(name, str)]
     if other:
         raise SammiError(f"class names must be strings; {other[0]!r} is none")
     kept = [name.strip() for name in given if name.strip()]
+    odd = next((name for name in kept if printable(name) != name or not first_synonym(name)), None)
+    if odd is not None:
+        raise SammiError(f"{odd!r} is no class name: it has control characters, or no text")
     if not kept:
         raise SammiError('the class list is empty: name at least one class, as in "cat, dog"')
     twice = _repeated(kept, lambda name: name)

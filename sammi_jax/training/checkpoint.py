@@ -7,6 +7,7 @@ Frozen parameters are read again from their source, and their digest is compared
 
 import hashlib
 import logging
+import sys
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,14 @@ def quiet_orbax() -> None:
     """Let Orbax not log each of its steps, nor with a traceback what it raises as well."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        # tensorstore tells Orbax's event loop of a failed read after Orbax has closed it
+        if "Event loop is closed" not in str(found.exc_value):
+            show(found)
+
+    sys.unraisablehook = hook
 
 
 def check_workdir(workdir: AnyPath) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 
 from flax import nnx
 
-from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig
+from sammi_jax.config.model import ClipConfig, SamConfig, SegmenterConfig, check_sizes
 from sammi_jax.errors import SammiError, one_line
 from sammi_jax.layers import Buffer
 from sammi_jax.layers.init import Keys
@@ -50,6 +50,7 @@ def expected_params(config: ModelConfig) -> Mapping[str, Any]:
     Raises:
         SammiError: no model can be made with its sizes.
     """
+    check_sizes(config)
     try:
         return MappingProxyType(abstract_params(model_maker(config)))
     except SammiError:

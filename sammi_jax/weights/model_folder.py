@@ -19,13 +19,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sammi_jax import __version__
 from sammi_jax.config.fields import from_dict, to_dict
 from sammi_jax.config.model import SegmenterConfig
-from sammi_jax.errors import SammiError, listed
+from sammi_jax.errors import SammiError, listed, reading
 from sammi_jax.files import atomic_folder, check_destination, read_json, write_json
 from sammi_jax.object_store import AnyPath, PathLike, as_path, is_bucket
 from sammi_jax.text.tokenizer import TOKENIZER_FILE, Tokenizer
@@ -243,7 +243,32 @@ def read_meta(folder: PathLike) -> dict[str, Any]:
         )
     if meta.get("format") != FORMAT:
         raise SammiError(f"{name}: format {meta.get('format')!r}, not {FORMAT}; convert it again")
+    parts = meta.get("initialized") or []
+    if not _is_origin(meta) or not _are_texts(parts):
+        raise SammiError(
+            f"{name}: the source, licence or initialized of its {CONFIG_FILE} has another form "
+            "than 'sammi convert' writes; convert it again"
+        )
     return meta
+
+
+def _is_origin(record: Any) -> bool:
+    """Whether a record has the form that `weights.provenance` describes."""
+    if not isinstance(record, dict):
+        return False
+    source, licence = record.get("source", {}), record.get("licence", "")
+    if not isinstance(source, dict) or not _are_texts([record.get("kind"), licence]):
+        return False
+    parts = source.get("from", {})
+    return (
+        isinstance(parts, dict)
+        and all(_is_origin(part) and {"source", "licence"} <= set(part) for part in parts.values())
+        and _are_texts([source.get(name, "") for name in ("file", "hub", "commit", "published")])
+    )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
 def _name(folder: PathLike) -> str:
@@ -266,11 +291,11 @@ def _open_weights(file: Path) -> Iterator[Any]:
     """The memory-mapped weights; damage found while reading raises a `SammiError`."""
     if not file.is_file():
         raise SammiError(f"{file}: missing; convert the model again")
-    try:
-        with safe_open(file, "numpy") as weights:
-            yield weights
-    except SafetensorError as error:
-        raise SammiError(f"{file}: damaged or cut short ({error}); convert it again") from error
+    with (
+        reading(file, "convert it again", "damaged or cut short"),
+        safe_open(file, "numpy") as weights,
+    ):
+        yield weights
 
 
 def _check_tensors(where: AnyPath, found: Mapping[str, Stored], config: ModelConfig) -> None:
@@ -317,20 +342,28 @@ def _widen(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32, copy=False) if value.dtype.name in DTYPES else value
 
 
-def load_tokenizer(folder: PathLike, path: Path | None) -> Tokenizer:
+def load_tokenizer(folder: PathLike, path: Path | None, config: Any) -> Tokenizer:
     """The tokenizer of a model folder.
 
     Args:
         folder: as errors should name it.
         path: of its ``tokenizer.json`` (`ModelFolder.tokenizer_path`). Not the `ModelFolder`, whose
             weights what reads the tokenizer later would keep in memory.
+        config: of the model.
 
     Raises:
-        SammiError: it holds none.
+        SammiError: it holds none, or one of another model.
     """
     if path is None:
         raise SammiError(
             f"{folder}: no tokenizer.json, so text cannot be read; convert again with --tokenizer, "
             "a folder with tokenizer.json, vocab.json and merges.txt, or OpenAI's vocabulary"
         )
-    return Tokenizer.from_folder(path.parent)
+    found = Tokenizer.from_folder(path.parent)
+    rows = getattr(config, "clip", config).text.vocab_size
+    if found.vocab_size > rows:
+        raise SammiError(
+            f"{path}: has {found.vocab_size} tokens, but the model has rows for {rows}; convert "
+            "again with the model's tokenizer"
+        )
+    return found

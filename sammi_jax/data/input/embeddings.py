@@ -23,8 +23,8 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 
 from sammi_jax.config.fields import from_dict, to_dict
-from sammi_jax.config.model import SamConfig
-from sammi_jax.errors import SammiError, one_line
+from sammi_jax.config.model import SamConfig, check_sizes
+from sammi_jax.errors import SammiError, one_line, reading
 from sammi_jax.files import (
     check_destination,
     local_copy,
@@ -167,8 +167,10 @@ def _read_info(folder: Path) -> CacheInfo:
     if values.get("format") != FORMAT:
         raise SammiError(f"{folder}: format {values.get('format')!r}, not {FORMAT}; make it again")
     try:
-        return from_dict(CacheInfo, values)
-    except (SammiError, TypeError) as error:  # TypeError: a field is missing
+        found = from_dict(CacheInfo, values)
+        check_sizes(found.sam)
+        return found
+    except SammiError as error:
         raise SammiError(
             f"{file}: {one_line(error)}; remove the folder and make it again"
         ) from error
@@ -177,12 +179,10 @@ def _read_info(folder: Path) -> CacheInfo:
 def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
     """The rows, memory-mapped."""
     file, mend = folder / ROWS_FILE, f"remove the folder and make it again: {_COMMAND}"
-    try:
+    with reading(file, mend, "missing, damaged or cut short"):
         rows = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise SammiError(
-            f"{file}: missing, damaged or cut short ({one_line(error)}); {mend}"
-        ) from error
+    if not isinstance(rows, np.ndarray):
+        raise SammiError(f"{file}: an archive, not an array; {mend}")
     if rows.shape != info.shape or rows.dtype != info.dtype:
         raise SammiError(
             f"{file}: holds {rows.shape} {rows.dtype}, but {INFO_FILE} says {info.shape} "
@@ -222,7 +222,10 @@ class CacheWriter:
         if not progress.exists():
             return 0
         _open_rows(self._folder, found)  # raises an error if the file was cut short
-        return int(read_json(progress).get("rows", 0))
+        rows = read_json(progress).get("rows", 0)
+        if not isinstance(rows, int) or not 0 <= rows <= found.num_examples:
+            raise SammiError(f"{progress}: says that {rows!r} rows are done; {mend}")
+        return rows
 
     def write(self, rows: Float[NpArray, "n g g c"], start: int) -> None:
         """Write rows.

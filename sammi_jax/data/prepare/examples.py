@@ -21,7 +21,7 @@ from sammi_jax.data.prepare.pixels import (
 )
 from sammi_jax.data.prepare.sentinel import read_sentinel
 from sammi_jax.errors import SammiError
-from sammi_jax.images import load_image, short_side_shape
+from sammi_jax.images import FORMATS, load_image, short_side_shape
 from sammi_jax.typing import NpArray
 
 _KEPT_FORMATS = ("JPEG", "PNG")
@@ -90,11 +90,11 @@ def _file_bytes(path: Path, cut_short: bool) -> tuple[bytes, str]:
     """The bytes of a complete JPEG or PNG file, else a PNG of its pixels; and the suffix."""
     data = path.read_bytes()
     try:
-        image = Image.open(BytesIO(data))
+        image = Image.open(BytesIO(data), formats=FORMATS)
         image.load()
         if image.format in _KEPT_FORMATS:
             return data, ".jpg" if image.format == "JPEG" else ".png"
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # `load_image` says what is wrong with the file
         if cut_short:
             with _tolerant():
                 return png_bytes(load_image(path)), ".png"

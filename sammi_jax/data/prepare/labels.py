@@ -4,23 +4,29 @@
 values or colors to train ids.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.vocabulary import Vocabulary
-from sammi_jax.errors import SammiError, listed, one_line
+from sammi_jax.errors import SammiError, listed, reading
 from sammi_jax.files import read_json
+from sammi_jax.images import FORMATS
 from sammi_jax.ops.rle import decode_rle
 from sammi_jax.typing import NpArray
 
 _UNKNOWN = -1
 _HALF, _WHITE = 128, 255
+_COPY = "copy it again"
+_MAT_NAME = "LabelMap"
+_MAT_KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "double", "single", "logical")
+_MOST_PIXELS = 2**28  # of a label that a file describes in other ways than an image
 
 
 class LabelMap:
@@ -94,30 +100,40 @@ def open_label(path: Path, load: bool = True) -> Image.Image:
     Raises:
         SammiError: missing, cut short, or not an image.
     """
-    try:
-        image = Image.open(path)
+    if not path.is_file():
+        raise SammiError(f"{path}: no such file; copy it from the owner's archive")
+    with reading(path, _COPY, "cannot be decoded"), path.open("rb") as file:
+        image = Image.open(file, formats=FORMATS)
         if load:
             image.load()
-    except FileNotFoundError as error:
-        raise SammiError(f"{path}: no such file; copy it from the owner's archive") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
-        raise SammiError(f"{path}: cannot be decoded ({one_line(error)}); copy it again") from error
-    return image
+        return image
 
 
 def read_index(path: Path) -> NpArray:
     """Values of a gray, palette (its indices), 1-bit or 16-bit image, int32 ``[H, W]``."""
     image = open_label(path)
+    if 0 in image.size:
+        raise SammiError(f"{path}: the image has no pixels; {_COPY}")
     if image.mode == "F" or len(image.getbands()) > 1:
         raise SammiError(
             f"{path}: an image of mode {image.mode} where one with a class number for each pixel "
             "was expected (gray or palette PNG, 16-bit PNG or TIFF)"
         )
-    return np.asarray(image).astype(np.int32)
+    with reading(path, _COPY, "cannot be decoded"):
+        return np.asarray(image).astype(np.int32)
+
+
+def _converted(path: Path, *modes: str) -> NpArray:
+    """The pixels of a label file, converted from mode to mode."""
+    image = open_label(path)
+    with reading(path, _COPY, "cannot be decoded"):
+        for mode in modes:
+            image = image.convert(mode)
+        return np.asarray(image)
 
 
 def _rgb(path: Path) -> NpArray:
-    return np.asarray(open_label(path).convert("RGB"))
+    return _converted(path, "RGB")
 
 
 def _index(pair: Pair, _: int) -> NpArray:
@@ -135,7 +151,7 @@ def _color_halves(pair: Pair, _: int) -> NpArray:
 
 def _luma(pair: Pair, _: int) -> NpArray:
     """UAVid: MESS maps the gray value of each color."""
-    return np.asarray(open_label(pair.labels[0]).convert("RGB").convert("L"))
+    return _converted(pair.labels[0], "RGB", "L")
 
 
 def _ade_full(pair: Pair, _: int) -> NpArray:
@@ -146,26 +162,31 @@ def _ade_full(pair: Pair, _: int) -> NpArray:
 
 def _full_white(pair: Pair, _: int) -> NpArray:
     """1 where the first channel is 255; MESS rounds v / 255 down."""
-    values = np.asarray(open_label(pair.labels[0])).astype(np.int32)
+    values = _converted(pair.labels[0]).astype(np.int32)
     return (values if values.ndim == 2 else values[..., 0]) // _WHITE
 
 
 def _species(pair: Pair, _: int) -> NpArray:
     """CUB: the bird is where most annotators saw it; its folder, "012.Name", is the class."""
-    values = np.asarray(open_label(pair.labels[0]).convert("L"))
+    values = _converted(pair.labels[0], "L")
     return (values > _HALF) * int(pair.labels[0].parent.name.partition(".")[0])
 
 
 def _persons(pair: Pair, _: int) -> NpArray:
     """MHP: one file a person; the largest value wins where they overlap."""
-    return np.max(np.stack([read_index(path) for path in pair.labels]), axis=0)
+    persons = [read_index(path) for path in pair.labels]
+    with reading(pair.labels[0], _COPY, "does not go with the others of its image"):
+        return np.max(np.stack(persons), axis=0)
 
 
 def _dark_zurich(pair: Pair, _: int) -> NpArray:
     """Cityscapes' ids, 255 where the second file says "invalid"."""
     path = pair.labels[0]
+    values = read_index(path)
     invalid = read_index(path.with_name(path.name.replace("labelIds", "invGray")))
-    return np.where(invalid == _WHITE, _WHITE, read_index(path))
+    if values.shape != invalid.shape:
+        raise SammiError(f"{path}: has another size than its invGray file; {_COPY}")
+    return np.where(invalid == _WHITE, _WHITE, values)
 
 
 def _mat(pair: Pair, _: int) -> NpArray:
@@ -173,21 +194,34 @@ def _mat(pair: Pair, _: int) -> NpArray:
     import scipy.io  # imported here: it is slow, and one set needs it
 
     path = pair.labels[0]
-    try:
-        return np.asarray(scipy.io.loadmat(path)["LabelMap"]).astype(np.int32)
-    except KeyError as error:
-        raise SammiError(f"{path}: holds no LabelMap; copy the owner's trainval folder") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise SammiError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
+    with reading(path, _COPY), path.open("rb") as file:
+        # Only heads of variables are read at first: arrays in arrays could overflow the stack.
+        found = [(shape, kind) for name, shape, kind in scipy.io.whosmat(file) if name == _MAT_NAME]
+        if not found:
+            raise SammiError(f"{path}: holds no {_MAT_NAME}; copy the owner's trainval folder")
+        (shape, kind) = found[0]
+        if len(found) > 1 or kind not in _MAT_KINDS or len(shape) != 2:
+            raise SammiError(f"{path}: its {_MAT_NAME} is no matrix of whole numbers; {_COPY}")
+        _check_pixels(shape, path)
+        values = scipy.io.loadmat(file, variable_names=[_MAT_NAME])[_MAT_NAME]
+        return np.asarray(values).astype(np.int32)
+
+
+def _check_pixels(shape: Sequence[int], where: object) -> None:
+    if math.prod(shape) > _MOST_PIXELS:
+        raise SammiError(f"{where}: declares {' x '.join(map(str, shape))} pixels; {_COPY}")
 
 
 def _stack(pair: Pair, channel: int) -> NpArray:
     """PAXRay: one mask of the stack that the index names for the image."""
-    path = pair.labels[0].parent / _paxray_targets(pair.labels[0])[pair.key]
-    try:
-        return np.load(path)[channel].astype(np.int32)
-    except (OSError, ValueError, IndexError) as error:
-        raise SammiError(f"{path}: cannot be read ({one_line(error)}); copy it again") from error
+    with reading(pair.labels[0], _COPY):
+        path = pair.labels[0].parent / _paxray_targets(pair.labels[0])[pair.key]
+    with reading(path, _COPY):
+        # Mapped, a file gives no more than it holds, whatever its head declares.
+        label = np.load(path, mmap_mode="r")[channel]
+        if label.ndim != 2 or label.dtype.kind not in "iub":
+            raise SammiError(f"{path}: holds no stack of masks; {_COPY}")
+        return label.astype(np.int32)
 
 
 @lru_cache(maxsize=1)
@@ -197,12 +231,14 @@ def _paxray_targets(index: Path) -> dict[str, str]:
 
 def _coco_rle(pair: Pair, _: int) -> NpArray:
     """PASCAL-Context: segments painted in the order of the file; 0 where there is no segment."""
-    height, width, segments = _context_segments(pair.labels[0])[pair.key]
-    label = np.zeros((height, width), np.int32)
-    for segment in segments:
-        mask = decode_rle(segment["segmentation"], f"{pair.labels[0]}, image {pair.key}")
-        label[mask] = segment["category_id"]
-    return label
+    where = f"{pair.labels[0]}, image {pair.key}"
+    with reading(where, _COPY):
+        height, width, segments = _context_segments(pair.labels[0])[pair.key]
+        _check_pixels((height, width), where)
+        label = np.zeros((height, width), np.int32)
+        for segment in segments:
+            label[decode_rle(segment["segmentation"], where)] = segment["category_id"]
+        return label
 
 
 @lru_cache(maxsize=1)

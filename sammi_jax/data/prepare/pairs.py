@@ -81,7 +81,7 @@ def _read_ids(ids: Callable[[Path], Sequence[str]], source: Path) -> Sequence[st
             f"{error.filename}: missing; it lists the images of the split, copy it from the "
             "owner's archive"
         ) from error
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # whatever the damaged part happened to give
         raise SammiError(
             f"{source}: the file that lists the images of the split is damaged "
             f"({one_line(error)}); copy it again"

@@ -21,7 +21,7 @@ def png_bytes(array: NpArray) -> bytes:
 
 def label_from_png(data: bytes) -> NpArray:
     """The train ids of `png_bytes`: uint8 or uint16 ``[H, W]``."""
-    label = np.asarray(Image.open(BytesIO(data)))
+    label = np.asarray(Image.open(BytesIO(data), formats=("PNG",)))
     return label if label.dtype == np.uint8 else label.astype(np.uint16)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sammi_jax.data.prepare.examples import Example, label_bytes
+from sammi_jax.errors import reading
 from sammi_jax.files import atomic_file, read_json
 
 VERSION = "1.0.0"
@@ -152,8 +153,14 @@ def open_records(folder: Path, split: str, records: Any = None) -> Any:
 
 
 def split_names(folder: Path) -> list[str]:
-    """The splits of a prepared set."""
-    return [split["name"] for split in read_json(folder / "dataset_info.json")["splits"]]
+    """The splits of a prepared set.
+
+    Raises:
+        SammiError: its description is damaged.
+    """
+    file = folder / "dataset_info.json"
+    with reading(file, "prepare the set again"):
+        return [str(split["name"]) for split in read_json(file)["splits"]]
 
 
 def _array_record() -> Any:

@@ -1,9 +1,10 @@
 """Which images belong to a split, where a folder alone does not tell."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+
+from sammi_jax.files import read_json
 
 Ids = Callable[[Path], Sequence[str]]
 
@@ -20,13 +21,13 @@ def _lines(file: str, suffix: str, source: Path) -> list[str]:
 
 def paxray_ids(source: Path) -> list[str]:
     """The test images of PAXRay's index."""
-    index = json.loads((source / "paxray.json").read_text(encoding="utf-8"))
+    index = read_json(source / "paxray.json")
     return [Path(entry["image"]).stem for entry in index["test"]]
 
 
 def context_ids(source: Path) -> list[str]:
     """The validation images of PASCAL-Context's index for 59 classes."""
-    index = json.loads((source / "trainval_merged.json").read_text(encoding="utf-8"))
+    index = read_json(source / "trainval_merged.json")
     return [Path(image["file_name"]).stem for image in index["images"] if image["phase"] == "val"]
 
 
