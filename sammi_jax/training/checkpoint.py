@@ -7,8 +7,8 @@ Frozen parameters are read again from their source, and their digest is compared
 
 import hashlib
 import logging
-import sys
 import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
