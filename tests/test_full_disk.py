@@ -141,7 +141,7 @@ COMMANDS = {
     ),
     "cache": lambda out, owner: (
         "cache", "--config", "openshapes_sammi", "--out", out / "a", "--set",
-        "data.num_examples=4", "--set", "batch_size=2", "--set", "task.sam=openshapes_sam",
+        "data.num_examples=4", "--set", "batch_size=2",
     ),
     "export": lambda out, owner: ("export", out / "a", "--platforms", "cpu"),
 }  # fmt: skip
