@@ -210,8 +210,8 @@ def _shape(tensors: Tensors, key: str, rank: int) -> tuple[int, ...]:
     shape = np.shape(tensors[key])
     if len(shape) != rank or 0 in shape:
         raise SammiError(
-            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes, none "
-            "of them empty"
+            f"the checkpoint does not fit the model: {key} has shape {shape}, not {rank} axes, "
+            "none of them empty"
         )
     return shape
 
