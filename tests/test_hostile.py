@@ -224,15 +224,10 @@ def test_layers_are_counted_and_not_believed(tmp_path):
 
 
 def test_tensors_without_numbers(tmp_path):
-    tensors = dict(_clip()[0])
+    tensors, path = _clip()[0] | {"input_resolution": np.zeros(())}, tmp_path / "m.safetensors"
     for key in ("visual.conv1.weight", "visual.proj", "token_embedding.weight"):
-        empty = tensors | {key: np.zeros((0, *tensors[key].shape[1:]), np.float32)}
-        save_file(empty, tmp_path / "m.safetensors")
-        refuse(
-            lambda path: read_source(path, ("clip",)),
-            tmp_path / "m.safetensors",
-            "none of them empty",
-        )
+        save_file(tensors | {key: np.zeros((0, *tensors[key].shape[1:]))}, path)
+        refuse(lambda path: read_source(path, ("clip",)), path, "none of them empty")
 
 
 @pytest.mark.parametrize(
@@ -333,11 +328,47 @@ def labels_of(kind, path):
         (scipy.sparse.csc_matrix(np.eye(2)), "no matrix of whole numbers"),
         ("text", "no matrix of whole numbers"),
         (np.ones((2, 2, 2)), "no matrix of whole numbers"),
+        (np.eye(2) * 1j, "no matrix of whole numbers"),
+        (np.array([[0.5]]), "holds other than whole numbers"),
+        (np.array([[np.nan]]), "holds other than whole numbers"),
+        (np.array([[2.0**40]]), "holds other than whole numbers"),
     ],
 )
 def test_a_mat_file_holds_a_matrix(tmp_path, value, words):
     scipy.io.savemat(tmp_path / "a.mat", {"LabelMap": value})
     refuse(lambda path: labels_of("mat", path), tmp_path / "a.mat", words)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("dtype", ["f8", "u1", "u2", "i4", "f4"])
+def test_a_mat_file_is_read_as_scipy_does(tmp_path, packed, dtype, rng):
+    label = rng.integers(0, 200, (5, 7)).astype(dtype)
+    file = tmp_path / "a.mat"
+    scipy.io.savemat(file, {"Other": np.ones(3), "LabelMap": label}, do_compression=packed)
+    found = labels_of("mat", file)
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, scipy.io.loadmat(file)["LabelMap"])
+
+
+def test_a_mat_file_with_an_imaginary_part_of_no_type(tmp_path):
+    """SciPy ends the process over it."""
+    file = tmp_path / "a.mat"
+    scipy.io.savemat(file, {"LabelMap": np.eye(6)})
+    data = bytearray(file.read_bytes())
+    assert data[144] == 6  # the class, double
+    data[145] |= 0x08  # complex
+    file.write_bytes(data + b"\xff" * 64)
+    refuse(lambda path: labels_of("mat", path), file, "no matrix of whole numbers|cut short")
+
+
+def test_a_mat_file_is_not_unpacked_without_end(tmp_path):
+    import zlib
+
+    packed = zlib.compress(struct.pack("<II", 14, 2**29) + bytes(2**29))
+    file = tmp_path / "a.mat"
+    head = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H2s", 0x100, b"IM")
+    file.write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    refuse(lambda path: labels_of("mat", path), file, "cut short")
 
 
 def test_a_stack_of_masks_holds_what_it_declares(tmp_path):

@@ -21,6 +21,8 @@ CPU_SECONDS = 60  # of this process, however busy the machine is
 LONGEST_MESSAGE = 4000
 
 _NO_MEMORY = re.compile(r"allocate memory|MemoryError|bad_alloc|out of memory", re.IGNORECASE)
+# libtiff reserves what a tag declares, and reads no more into it than the file holds.
+_RESERVED = re.compile(r"TIFFReadDirectory:Out of memory reading of")
 # Control characters and line ends of Unicode: a terminal obeys them.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 # What running code from a file would do: Python tells its audit hooks of each.
@@ -134,8 +136,9 @@ def _check_message(error: SammiError, names: tuple[str, ...]) -> None:
         raise Fault(f"does not name {names[0]}: {text[:300]!r}") from error
     cause: BaseException | None = error
     while cause is not None:
+        said = f"{type(cause).__name__} {cause}"
         if isinstance(cause, MemoryError) or (
-            cause is not error and _NO_MEMORY.search(f"{type(cause).__name__} {cause}")
+            cause is not error and _NO_MEMORY.search(said) and not _RESERVED.search(said)
         ):
             raise Fault(f"asked for more memory than {ADDRESS_BYTES >> 30} GiB") from error
         cause = cause.__cause__ or cause.__context__

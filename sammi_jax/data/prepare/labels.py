@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sammi_jax.data.prepare.mat_file import read_matrix
 from sammi_jax.data.prepare.pairs import Pair
 from sammi_jax.data.vocabulary import Vocabulary
 from sammi_jax.errors import SammiError, listed, reading
@@ -24,8 +25,6 @@ from sammi_jax.typing import NpArray
 _UNKNOWN = -1
 _HALF, _WHITE = 128, 255
 _COPY = "copy it again"
-_MAT_NAME = "LabelMap"
-_MAT_KINDS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "double", "single", "logical")
 _MOST_PIXELS = 2**28  # of a label that a file describes in other ways than an image
 
 
@@ -191,20 +190,7 @@ def _dark_zurich(pair: Pair, _: int) -> NpArray:
 
 def _mat(pair: Pair, _: int) -> NpArray:
     """MATLAB's ``LabelMap``."""
-    import scipy.io  # imported here: it is slow, and one set needs it
-
-    path = pair.labels[0]
-    with reading(path, _COPY), path.open("rb") as file:
-        # Only heads of variables are read at first: arrays in arrays could overflow the stack.
-        found = [(shape, kind) for name, shape, kind in scipy.io.whosmat(file) if name == _MAT_NAME]
-        if not found:
-            raise SammiError(f"{path}: holds no {_MAT_NAME}; copy the owner's trainval folder")
-        (shape, kind) = found[0]
-        if len(found) > 1 or kind not in _MAT_KINDS or len(shape) != 2:
-            raise SammiError(f"{path}: its {_MAT_NAME} is no matrix of whole numbers; {_COPY}")
-        _check_pixels(shape, path)
-        values = scipy.io.loadmat(file, variable_names=[_MAT_NAME])[_MAT_NAME]
-        return np.asarray(values).astype(np.int32)
+    return read_matrix(pair.labels[0], "LabelMap")
 
 
 def _check_pixels(shape: Sequence[int], where: object) -> None:
