@@ -60,6 +60,10 @@ def test_conversion_errors(tensors, facts):
     oblong["config"]["agg"]["pooling"] = [2, 1]
     with pytest.raises(SammiError, match=r"\[2, 1\] is not a square"):
         rules_for(tensors, config_json=oblong)
+    one_tap = json.loads(json.dumps(facts))
+    one_tap["config"]["layer_indexes"] = [1]
+    with pytest.raises(SammiError, match="does not describe a CAT-Seg"):
+        rules_for(tensors, config_json=one_tap)
     with pytest.raises(SammiError, match="nonsense: not among"):
         rules_for(tensors, overrides={"nonsense": 1})
     for key in ("conv1.weight", "decoder2.conv.double_conv.0.weight"):

@@ -223,6 +223,7 @@ def test_layers_are_counted_and_not_believed(tmp_path):
     )
 
 
+@pytest.mark.filterwarnings("ignore:this CLIP checkpoint does not say its activation")
 def test_tensors_without_numbers(tmp_path):
     tensors, path = _clip()[0] | {"input_resolution": np.zeros(())}, tmp_path / "m.safetensors"
     for key in ("visual.conv1.weight", "visual.proj", "token_embedding.weight"):

@@ -163,7 +163,8 @@ def _described(description: Mapping[str, Any] | None) -> dict[str, Any]:
         templates = found.pop("templates", None)
         found = check_described(found)
         if taps is not None:
-            found["taps"] = tuple(map(operator.index, taps))
+            first, second = map(operator.index, taps)
+            found["taps"] = (first, second)
         if sliding:
             sizes = (operator.index(_side(sliding["out_res"])), operator.index(sliding["stride"]))
             found["sliding"] = SlidingConfig(*sizes)
