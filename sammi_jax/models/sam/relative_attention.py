@@ -22,12 +22,21 @@ QUERY_BLOCK = 512  # queries whose scores against all keys are held at once
 def relative_positions(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
     """``out[q, k] = table[q - k + size - 1]`` for positions along one axis of ``size`` cells.
 
+    The table is that of `fitted_table`.
+    """
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :]
+    return fitted_table(table, size)[offsets + size - 1]
+
+
+def fitted_table(table: Float[Array, "l d"], size: int) -> Float[Array, "m d"]:
+    """The positions from ``-(size - 1)`` to ``size - 1``.
+
     A table of another length than ``2 * size - 1`` is interpolated linearly, as in the original.
     """
     length = 2 * size - 1
-    if table.shape[0] != length:
-        table = jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
-    return table[np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1]
+    if table.shape[0] == length:
+        return table
+    return jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
 
 
 def decomposed_attention(
