@@ -15,12 +15,21 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sammi_jax.kernels.parts import (
+    LANES,
+    ROWS,
+    VMEM,
+    dot,
+    dot_t,
+    f32,
+    normalize,
+    normalize_backward,
+    row_sum,
+    t_dot,
+)
 from sammi_jax.typing import Array, Float
 
-EPS = 1e-5  # of both norms
-LANES = 128
 _STEP = 3  # windows at a time, if they divide the classes
-_VMEM = 64 * 2**20
 # Abramowitz and Stegun 7.1.26: erf to 1.5e-7.
 _ERF_SCALE = 0.3275911
 _ERF = (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
@@ -48,7 +57,7 @@ class Weights(NamedTuple):
 
 def fits(tokens: int, dim: int) -> bool:
     """Whether the kernels serve windows of so many tokens and this many channels."""
-    return tokens % 16 == 0 and dim % LANES == 0
+    return tokens % ROWS == 0 and dim % LANES == 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -80,7 +89,7 @@ def swin_block(
         in_specs=[tokens, guides, guides, *specs, *map(_whole, weights)],
         out_specs=tokens,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
         name="swin_block",
         interpret=interpret,
     )(x, query_guidance, key_guidance, *operands, *weights)
@@ -103,7 +112,7 @@ def _backward(num_heads, interpret, inputs, gradient):
         in_specs=[tokens, tokens, guides, guides, *specs, *map(_whole, weights)],
         out_specs=[tokens, guides, guides, *map(_whole, weights)],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), guide, guide, *summed],
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM),
         name="swin_block_backward",
         interpret=interpret,
     )(x, gradient, query_guidance, key_guidance, *operands, *weights)
@@ -171,25 +180,25 @@ class _Block:
         windows, tokens, dim = x.shape[1], x.shape[3], x.shape[4]
         self.rows = [slice(i * tokens, (i + 1) * tokens) for i in range(windows)]
         self.x = x[0, :, 0].reshape(windows * tokens, dim).astype(jnp.float32)
-        self.hat1, self.inverse1 = _normalize(self.x)
-        self.normed1 = self._low(self.hat1 * _f32(w.norm1_scale) + _f32(w.norm1_bias))
-        qkv = _dot(self.normed1, w.qkv)
+        self.hat1, self.inverse1 = normalize(self.x)
+        self.normed1 = self._low(self.hat1 * f32(w.norm1_scale) + f32(w.norm1_bias))
+        qkv = dot(self.normed1, w.qkv)
         self.scale = (dim // heads) ** -0.5
-        gq, gk = _f32(gq[0, 0]), _f32(gk[0, 0])
+        gq, gk = f32(gq[0, 0]), f32(gk[0, 0])
         self.attention = []
         for row in self.rows:
             q, k, v = (qkv[row, i * dim : (i + 1) * dim] for i in range(3))
-            q, k, v = (q + gq) * self.scale, k + gk, v + _f32(w.value_bias)
+            q, k, v = (q + gq) * self.scale, k + gk, v + f32(w.value_bias)
             scores = None if bias is None else bias[0]
             self.attention.append(_Attention(self._low(q), k, v, scores, ones[...], heads))
         self.heads = self._low(jnp.concatenate([a.out for a in self.attention], axis=0))
-        self.x1 = self.x + _dot(self.heads, w.out) + _f32(w.out_bias)
-        self.hat2, self.inverse2 = _normalize(self.x1)
-        self.normed2 = self._low(self.hat2 * _f32(w.norm2_scale) + _f32(w.norm2_bias))
-        self.hidden = _dot(self.normed2, w.fc1) + _f32(w.fc1_bias)
+        self.x1 = self.x + dot(self.heads, w.out) + f32(w.out_bias)
+        self.hat2, self.inverse2 = normalize(self.x1)
+        self.normed2 = self._low(self.hat2 * f32(w.norm2_scale) + f32(w.norm2_bias))
+        self.hidden = dot(self.normed2, w.fc1) + f32(w.fc1_bias)
         self.normal, self.density = _normal(self.hidden)
         self.activated = self._low(self.hidden * self.normal)
-        self.y = self.x1 + _dot(self.activated, w.fc2) + _f32(w.fc2_bias)
+        self.y = self.x1 + dot(self.activated, w.fc2) + f32(w.fc2_bias)
 
     def _low(self, x):
         return x.astype(self.dtype)
@@ -204,14 +213,14 @@ class _Attention:
         width = dim // heads
         self.own = [(lane >= h * width) & (lane < (h + 1) * width) for h in range(heads)]
         self.k, self.v = self._stacked(k), self._stacked(v)
-        scores = _dot_t(q, self.k)
+        scores = dot_t(q, self.k)
         if bias is not None:
             scores = scores + bias
         largest = [self._largest(scores, h) for h in range(heads)]
         self.weights = jnp.exp(scores - self._beside(largest, tokens))  # not yet divided by the sum
         low = self.weights.astype(q.dtype)
-        self.inverse = 1.0 / _dot(low, ones)  # of the sums, in each head's channels
-        self.out = _dot(low, self.v) * self.inverse
+        self.inverse = 1.0 / dot(low, ones)  # of the sums, in each head's channels
+        self.out = dot(low, self.v) * self.inverse
 
     def _stacked(self, x):
         """Copies of ``x`` below each other, each with the channels of one head only."""
@@ -254,14 +263,12 @@ class _Attention:
         column = lambda h: self.inverse[:, h * width : h * width + 1]  # noqa: E731
         weights = self.weights * self._beside([column(h) for h in range(self.count)], tokens)
         products = gradient * self.out
-        sums = [
-            jnp.sum(jnp.where(own, products, 0.0), axis=1, keepdims=True) for own in self.own
-        ]
+        sums = [jnp.sum(jnp.where(own, products, 0.0), axis=1, keepdims=True) for own in self.own]
         low = gradient.astype(self.q.dtype)
-        scores = weights * (_dot_t(low, self.v) - self._beside(sums, tokens))
+        scores = weights * (dot_t(low, self.v) - self._beside(sums, tokens))
         scores, weights = scores.astype(low.dtype), weights.astype(low.dtype)
-        dv = self.folded(_t_dot(weights, low))
-        return _dot(scores, self.k), self.folded(_t_dot(scores, self.q)), dv
+        dv = self.folded(t_dot(weights, low))
+        return dot(scores, self.k), self.folded(t_dot(scores, self.q)), dv
 
 
 def _backward_kernel(x, dy, gq, gk, ones, *rest, heads, biased):
@@ -285,71 +292,35 @@ def _backward_kernel(x, dy, gq, gk, ones, *rest, heads, biased):
 
     low = lambda a: a.astype(x.dtype)  # noqa: E731
     gradient = dy[0, :, 0].reshape(block.x.shape)
-    dw.fc2[...] += _t_dot(block.activated, gradient)
-    dw.fc2_bias[...] += _sum(_f32(gradient))
-    hidden = _dot_t(gradient, w.fc2) * (block.normal + block.hidden * block.density)
-    dw.fc1_bias[...] += _sum(hidden)
+    dw.fc2[...] += t_dot(block.activated, gradient)
+    dw.fc2_bias[...] += row_sum(f32(gradient))
+    hidden = dot_t(gradient, w.fc2) * (block.normal + block.hidden * block.density)
+    dw.fc1_bias[...] += row_sum(hidden)
     hidden = low(hidden)
-    dw.fc1[...] += _t_dot(block.normed2, hidden)
-    normed2 = _dot_t(hidden, w.fc1)
-    dw.norm2_scale[...] += _sum(normed2 * block.hat2)
-    dw.norm2_bias[...] += _sum(normed2)
-    gradient = _f32(gradient) + _normalize_backward(
-        normed2 * _f32(w.norm2_scale), block.hat2, block.inverse2
+    dw.fc1[...] += t_dot(block.normed2, hidden)
+    normed2 = dot_t(hidden, w.fc1)
+    dw.norm2_scale[...] += row_sum(normed2 * block.hat2)
+    dw.norm2_bias[...] += row_sum(normed2)
+    gradient = f32(gradient) + normalize_backward(
+        normed2 * f32(w.norm2_scale), block.hat2, block.inverse2
     )
-    dw.out_bias[...] += _sum(gradient)
-    dw.out[...] += _t_dot(block.heads, low(gradient))
-    merged = _dot_t(low(gradient), w.out)
+    dw.out_bias[...] += row_sum(gradient)
+    dw.out[...] += t_dot(block.heads, low(gradient))
+    merged = dot_t(low(gradient), w.out)
     parts = [a.backward(merged[row]) for a, row in zip(block.attention, block.rows, strict=True)]
     dgq[0, 0] += sum(q * block.scale for q, _, _ in parts)
     dgk[0, 0] += sum(k for _, k, _ in parts)
     q, k, v = (jnp.concatenate(part, axis=0) for part in zip(*parts, strict=True))
-    dw.value_bias[...] += _sum(v)
+    dw.value_bias[...] += row_sum(v)
     qkv = low(jnp.concatenate([q * block.scale, k, v], axis=1))
-    dw.qkv[...] += _t_dot(block.normed1, qkv)
-    normed1 = _dot_t(qkv, w.qkv)
-    dw.norm1_scale[...] += _sum(normed1 * block.hat1)
-    dw.norm1_bias[...] += _sum(normed1)
-    gradient = gradient + _normalize_backward(
-        normed1 * _f32(w.norm1_scale), block.hat1, block.inverse1
+    dw.qkv[...] += t_dot(block.normed1, qkv)
+    normed1 = dot_t(qkv, w.qkv)
+    dw.norm1_scale[...] += row_sum(normed1 * block.hat1)
+    dw.norm1_bias[...] += row_sum(normed1)
+    gradient = gradient + normalize_backward(
+        normed1 * f32(w.norm1_scale), block.hat1, block.inverse1
     )
     dx[0, :, 0] = low(gradient).reshape(dx.shape[1], *dx.shape[3:])
-
-
-def _f32(x):
-    return x.astype(jnp.float32)
-
-
-def _sum(x):
-    return jnp.sum(x, axis=0, keepdims=True)
-
-
-def _dot(a, b):
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)
-
-
-def _dot_t(a, b):
-    """``a @ b.T``."""
-    return jax.lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _t_dot(a, b):
-    """``a.T @ b``."""
-    return jax.lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _normalize(x):
-    """Rows with mean 0 and variance 1, and what they were multiplied by."""
-    centered = x - jnp.mean(x, axis=1, keepdims=True)
-    variance = jnp.mean(jnp.square(centered), axis=1, keepdims=True)
-    inverse = jax.lax.rsqrt(variance + EPS)
-    return centered * inverse, inverse
-
-
-def _normalize_backward(gradient, hat, inverse):
-    mean = jnp.mean(gradient, axis=1, keepdims=True)
-    along = jnp.mean(gradient * hat, axis=1, keepdims=True)
-    return (gradient - mean - hat * along) * inverse
 
 
 def _normal(x):

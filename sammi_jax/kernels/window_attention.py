@@ -14,10 +14,10 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from sammi_jax.kernels.parts import LANES, ROWS, dot, dot_t
 from sammi_jax.typing import Array, Float
 
-ROW = 16  # cells that a row of a window is filled up to: the rows of a tile in bfloat16
-LANES = 128
+ROW = ROWS  # cells that a row of a window is filled up to
 _MASKED = -1e30
 
 
@@ -87,7 +87,7 @@ def _kernel(query, key, value, table, places, out, *, window, dim):
     for start in range(0, query.shape[2], dim):
         head = slice(start, start + dim)
         q = query[0, :, head]
-        products = _dot(q, table[...])  # with the relative positions of rows, then of columns
+        products = dot(q, table[...])  # with the relative positions of rows, then of columns
         ends = []
         for y in range(window):
             mine = products[y * ROW : (y + 1) * ROW]
@@ -99,13 +99,7 @@ def _kernel(query, key, value, table, places, out, *, window, dim):
         q = jnp.concatenate([q, jnp.concatenate(ends, axis=0).astype(q.dtype)], axis=1)
         k = jnp.concatenate([key[0, :, head], places[:, dim:]], axis=1)
         v = jnp.concatenate([value[0, :, head], ones], axis=1)
-        scores = jax.lax.dot_general(
-            q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
+        scores = dot_t(q, k)
         weights = jnp.exp(scores - jnp.max(scores, axis=1, keepdims=True))
-        sums = _dot(weights.astype(q.dtype), v)  # in the last lane the sum of the weights
+        sums = dot(weights.astype(q.dtype), v)  # in the last lane the sum of the weights
         out[0, :, head] = (sums[:, :dim] / sums[:, LANES - 1 :]).astype(out.dtype)
-
-
-def _dot(a, b):
-    return jnp.dot(a, b, preferred_element_type=jnp.float32)

@@ -24,7 +24,7 @@ def whole(x: Array) -> Array:
     return _constrain(x, PartitionSpec())
 
 
-def by_device(function: Callable[..., Any], batched: tuple[Array, ...], *shared: Array) -> Any:
+def by_device(function: Callable[..., Any], batched: tuple[Array, ...], *shared: Any) -> Any:
     """``function(*batched, *shared)`` of each device's share, for what XLA cannot split itself.
 
     Args:

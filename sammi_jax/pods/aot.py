@@ -31,6 +31,7 @@ from sammi_jax.training.flops import PEAK_FLOPS, count_flops, count_flops_by_par
 from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.state import (
     abstract_state,
+    held_params,
     make_loss,
     make_train_step,
     trainable_paths,
@@ -296,7 +297,10 @@ def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple
     rules = SegmentRules(task, ignore_label, photographs=is_random(config.data))
     scales = {path: rules.lr_scale(path) for path in trainable_paths(rules)}
     optimizer = make_optimizer(config.optim, config.steps, scales)
-    params = abstract_params(lambda: rules.make(Keys(0)))
+    params = jax.eval_shape(
+        lambda params: held_params(rules, params, config.compute_dtype),
+        abstract_params(lambda: rules.make(Keys(0))),
+    )
     step = make_train_step(make_loss(rules, config.compute_dtype), optimizer, config)
     state = abstract_state(params, scales, optimizer, mesh)
     return step, state, _abstract_batch(config, task, num_classes, mesh)

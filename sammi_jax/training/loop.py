@@ -4,9 +4,10 @@ Within a step the order is: train, check the losses so far, log, evaluate, save;
 bad loss is never saved. docs/training.md says what happens to a run that is stopped.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -31,9 +32,11 @@ from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.profile import Profile
 from sammi_jax.training.state import (
     Metrics,
+    Params,
     Step,
     TrainState,
     describe,
+    held_params,
     make_loss,
     make_train_step,
     new_state,
@@ -78,7 +81,7 @@ def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) 
         validation = Validation(task, config, run.mesh, workdir)
         state = run.new_state()
         startup.mark("model")
-        with closing(Checkpoints(workdir, config.keep, state.frozen)) as checkpoints:
+        with closing(Checkpoints(workdir, config.keep, run.frozen(state))) as checkpoints:
             finished = checkpoints.latest_step == config.steps
             restored = checkpoints.restore(state)
             startup.mark("restore")
@@ -88,7 +91,8 @@ def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) 
             draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
         for name, state in ((MODEL_FOLDER, last), (BEST_FOLDER, best)):
             if state is not None:
-                _export(task, state, workdir / name, keep=finished)
+                params = {**run.frozen(state), **state.trainable}
+                _export(task, params, int(state.step), workdir / name, keep=finished)
         multihost_utils.sync_global_devices("the models are written")
     return workdir / MODEL_FOLDER
 
@@ -105,11 +109,13 @@ def _claim(workdir: AnyPath, config: TrainConfig) -> None:
         raise problem or SammiError(f"{workdir}: cannot be used; the message of process 0 says why")
 
 
-def _export(task: Task, state: TrainState, folder: AnyPath, *, keep: bool) -> None:
+def _export(
+    task: Task, params: Mapping[str, Any], step: int, folder: AnyPath, *, keep: bool
+) -> None:
     """Write a model folder; with ``keep`` only where there is none."""
-    params = {path: fetch(value) for path, value in state.params.items()}
+    params = {path: fetch(value) for path, value in params.items()}
     if jax.process_index() == 0 and not (keep and is_complete(folder)):
-        task.export(params, folder, int(state.step))
+        task.export(params, folder, step)
 
 
 class _Run:
@@ -122,6 +128,7 @@ class _Run:
     def __init__(self, task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup):
         self._task, self._config, self._workdir = task, config, workdir
         self._startup = startup
+        self._source: Params | None = None  # the frozen parameters, if the state's are rounded
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulate)
         self._lr_scales = {path: task.lr_scale(path) for path in trainable_paths(task)}
@@ -129,8 +136,15 @@ class _Run:
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
-        params = self._task.initial_params(self._config.seed)
+        params, dtype = self._task.initial_params(self._config.seed), self._config.compute_dtype
+        if dtype != "float32":
+            self._source = {path: x for path, x in params.items() if path not in self._lr_scales}
+        params = held_params(self._task, params, dtype)
         return new_state(params, self._lr_scales, self._optimizer, self.mesh)
+
+    def frozen(self, state: TrainState) -> Params:
+        """The frozen parameters in full precision, as they were read."""
+        return state.frozen if self._source is None else self._source
 
     def to_end(
         self,
@@ -158,7 +172,7 @@ class _Run:
                 if save:
                     scores = None
                     if validation.due(number) and not stop:
-                        scores = validation(state.params, number)
+                        scores = validation({**self.frozen(state), **state.trainable}, number)
                         log.add(number, scores)
                     checkpoints.save(state, scores)
                 if stop:
