@@ -47,7 +47,7 @@ def attend_whole(
     sizes = BlockSizes(_largest(queries, _QUERIES), _largest(keys, _KEYS))
     mask = MultiHeadMask([FullMask((queries, keys))] * heads)
     kernel = make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
-    out = jax.vmap(kernel)(*map(_widened, (query, key, value)))
+    out = jnp.asarray(jax.vmap(kernel)(*map(_widened, (query, key, value))))
     return out[..., : value.shape[-1]]
 
 

@@ -90,24 +90,39 @@ class SwinBlock(nnx.Module):
             bias = jnp.asarray(np.where(masked, MASK_BIAS, 0.0), jnp.float32)
         tokens = window_partition(x, window, shift)
         shared = window_partition(guidance, window, shift)[:, None]
-        run = partial(self._run, bias=bias)
+        run = partial(self.run_plainly, bias=bias)
         if tokens.dtype == jnp.bfloat16 and fits(*tokens.shape[3:]):
-            in_kernel = partial(self._run_kernel, bias=bias)
+            in_kernel = partial(self.run_kernel, bias=bias)
             tokens = jax.lax.platform_dependent(tokens, shared, tpu=in_kernel, default=run)
         else:
             tokens = run(tokens, shared)
         return window_merge(tokens, (height, width), shift)
 
-    def _run(self, tokens: Array, shared: Array, bias: Array | None) -> Array:
+    def run_plainly(
+        self,
+        tokens: Float[Array, "b t n m c"],
+        shared: Float[Array, "b 1 n m g"],
+        bias: Float[Array, "n m m"] | None,
+    ) -> Float[Array, "b t n m c"]:
+        """The block on each window, for any device."""
         tokens = tokens + self.attention(self.norm1(tokens), shared, bias)
         return tokens + self.mlp(self.norm2(tokens))
 
-    def _run_kernel(self, tokens: Array, shared: Array, bias: Array | None) -> Array:
+    def run_kernel(
+        self,
+        tokens: Float[Array, "b t n m c"],
+        shared: Float[Array, "b 1 n m g"],
+        bias: Float[Array, "n m m"] | None,
+        *,
+        interpret: bool = False,
+    ) -> Float[Array, "b t n m c"]:
+        """`run_plainly` by the kernel for TPUs."""
         attention, mlp, dim = self.attention, self.mlp, tokens.shape[-1]
         row = lambda param: cast(nnx.Param, param)[...][None]  # noqa: E731
 
         def guide(layer: nnx.Linear) -> Array:
-            return jnp.matmul(shared[:, 0], layer.kernel[...][dim:]) + row(layer.bias)
+            guided = jnp.matmul(shared[:, 0], layer.kernel[...][dim:])
+            return guided + jnp.broadcast_to(row(layer.bias), guided.shape)
 
         own = [layer.kernel[...][:dim] for layer in (attention.query, attention.key)]
         weights = Weights(
@@ -125,7 +140,7 @@ class SwinBlock(nnx.Module):
             row(mlp.fc2.bias),
         )
         batched = (tokens, guide(attention.query), guide(attention.key))
-        block = lambda *args: swin_block(*args, attention.num_heads)  # noqa: E731
+        block = lambda *args: swin_block(*args, attention.num_heads, interpret)  # noqa: E731
         return by_device(block, batched, bias, weights)
 
 

@@ -24,19 +24,19 @@ def whole(x: Array) -> Array:
     return _constrain(x, PartitionSpec())
 
 
-def by_device(function: Callable[..., Any], batched: tuple[Array, ...], *shared: Any) -> Any:
+def by_device(function: Callable[..., Any], batched: tuple[Any, ...], *shared: Any) -> Any:
     """``function(*batched, *shared)`` of each device's share, for what XLA cannot split itself.
 
     Args:
         function: each item of the leading axis is computed on its own; so are its results.
-        batched: their leading axes are split over all devices; where that is not possible, each
-            device computes all.
-        *shared: whole on every device.
+        batched: arrays, or trees of them, whose leading axes are split over all devices; where
+            that is not possible, each device computes all.
+        *shared: the same, whole on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
         return function(*batched, *shared)
-    divisible = all(x.shape[0] % mesh.size == 0 for x in batched)
+    divisible = all(x.shape[0] % mesh.size == 0 for x in jax.tree.leaves(batched))
     split = PartitionSpec(mesh.axis_names) if divisible else PartitionSpec()
     specs = (split,) * len(batched) + (PartitionSpec(),) * len(shared)
     # The checker of what is the same on all devices knows no kernels.

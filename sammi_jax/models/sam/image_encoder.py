@@ -82,7 +82,7 @@ class RelativeAttention(nnx.Module):
         projected = (self.query(windows), self.key(windows), self.value(windows))
         tables = (fitted_table(t[...], self.size) for t in (self.rel_pos_h, self.rel_pos_w))
         heads = by_device(kernel_attention, projected, *tables)
-        return join_windows(heads, self.size, x.shape[1:3])
+        return join_windows(heads, self.size, (x.shape[1], x.shape[2]))
 
     def _in_rows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         layers = (self.query, self.key, self.value)
