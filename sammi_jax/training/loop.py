@@ -128,7 +128,7 @@ class _Run:
     def __init__(self, task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup):
         self._task, self._config, self._workdir = task, config, workdir
         self._startup = startup
-        self._source: Params | None = None  # the frozen parameters, if the state's are rounded
+        self._rounded: Params = {}  # frozen parameters of which the state holds rounded ones
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulate)
         self._lr_scales = {path: task.lr_scale(path) for path in trainable_paths(task)}
@@ -136,15 +136,14 @@ class _Run:
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
-        params, dtype = self._task.initial_params(self._config.seed), self._config.compute_dtype
-        if dtype != "float32":
-            self._source = {path: x for path, x in params.items() if path not in self._lr_scales}
-        params = held_params(self._task, params, dtype)
-        return new_state(params, self._lr_scales, self._optimizer, self.mesh)
+        params = self._task.initial_params(self._config.seed)
+        held = held_params(self._task, params, self._config.compute_dtype)
+        self._rounded = {path: x for path, x in params.items() if held[path].dtype != x.dtype}
+        return new_state(held, self._lr_scales, self._optimizer, self.mesh)
 
     def frozen(self, state: TrainState) -> Params:
-        """The frozen parameters in full precision, as they were read."""
-        return state.frozen if self._source is None else self._source
+        """The frozen parameters as they were read."""
+        return {**state.frozen, **self._rounded}
 
     def to_end(
         self,
