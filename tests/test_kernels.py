@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import optax
 import pytest
@@ -146,6 +147,20 @@ def test_each_device_computes_its_share(batch):
         text = jax.jit(loss).lower(x, weights).as_text()
     jax.tree.map(assert_parity, found, expected)
     assert "manual_computation" in text
+
+
+def test_unknown_sizes_take_the_plain_form():
+    """`jax.export` leaves the numbers of images and classes open, also for TPUs."""
+    graphdef, state = nnx.split(
+        nnx.eval_shape(lambda: SwinBlock(128, 8, 2, 4, shifted=False, rngs=nnx.Rngs(0)))
+    )
+    low = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.bfloat16)  # noqa: E731
+    state = jax.tree.map(lambda leaf: low(*leaf.shape), state)
+    block = jax.jit(lambda state, x, guidance: nnx.merge(graphdef, state)(x, guidance))
+    for batch, classes in [(1, 2), jax.export.symbolic_shape("b, t")]:
+        inputs = low(batch, classes, 4, 4, 128), low(batch, 4, 4, 8)
+        exported = jax.export.export(block, platforms=("tpu",))(state, *inputs)
+        assert ("tpu_custom_call" in exported.mlir_module()) == isinstance(batch, int)
 
 
 @pytest.mark.slow

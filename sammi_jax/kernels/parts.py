@@ -3,10 +3,20 @@
 import jax
 import jax.numpy as jnp
 
+from sammi_jax.typing import Array
+
 EPS = 1e-5  # of norms
 LANES = 128  # channels of a tile
 ROWS = 16  # rows of a tile in bfloat16
 VMEM = 64 * 2**20  # bytes of on-chip memory that a kernel may use; the smallest chip has 128 MiB
+
+
+def serves(x: Array) -> bool:
+    """Whether kernels are for such an array: in bfloat16, and of known shape.
+
+    `jax.export` may leave sizes open; then the plain forms serve TPUs as well.
+    """
+    return x.dtype == jnp.bfloat16 and all(isinstance(side, int) for side in x.shape)
 
 
 def f32(x):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from sammi_jax.kernels.parts import serves
 from sammi_jax.layers.basic import linear
 from sammi_jax.typing import Array, Bool, Float
 
@@ -49,7 +50,9 @@ def _cudnn_serves(query: Array, key: Array) -> bool:
 
     Asked before anything is lowered: JAX looks for cuDNN when it traces a call of it.
     """
-    if query.dtype != jnp.bfloat16 or min(query.shape[-2], key.shape[-2]) < CUDNN_LENGTH:
+    if not (serves(query) and serves(key)):
+        return False
+    if min(query.shape[-2], key.shape[-2]) < CUDNN_LENGTH:
         return False
     if query.shape[-1] > 128 or query.shape[-1] % 8 or jax.default_backend() != "gpu":
         return False

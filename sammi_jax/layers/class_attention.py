@@ -26,7 +26,7 @@ from sammi_jax.kernels.class_attention import (
     fits,
     head_blocks,
 )
-from sammi_jax.kernels.parts import ROWS
+from sammi_jax.kernels.parts import ROWS, serves
 from sammi_jax.layers.attention import MASKED, dot_product_attention
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
@@ -158,7 +158,7 @@ class ClassAggregation(nnx.Module):
         pooled = x[:, :, : height // p * p, : width // p * p]
         pooled = reduce(pooled, "b t (h p) (w q) c -> b t h w c", "mean", p=p, q=p)
         inputs = (pooled, text, class_mask, num_padding)
-        if pooled.dtype == jnp.bfloat16 and self.attention.kind == "linear" and fits(x.shape[-1]):
+        if serves(pooled) and self.attention.kind == "linear" and fits(x.shape[-1]):
             pooled = jax.lax.platform_dependent(
                 *inputs, tpu=self.run_kernel, default=self.run_plainly
             )

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sammi_jax.kernels.parts import serves
 from sammi_jax.kernels.swin_block import Weights, fits, swin_block
 from sammi_jax.layers.attention import dot_product_attention, merge_heads, split_heads
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
@@ -91,7 +92,7 @@ class SwinBlock(nnx.Module):
         tokens = window_partition(x, window, shift)
         shared = window_partition(guidance, window, shift)[:, None]
         run = partial(self.run_plainly, bias=bias)
-        if tokens.dtype == jnp.bfloat16 and fits(*tokens.shape[3:]):
+        if serves(tokens) and fits(*tokens.shape[3:]):
             in_kernel = partial(self.run_kernel, bias=bias)
             tokens = jax.lax.platform_dependent(tokens, shared, tpu=in_kernel, default=run)
         else:

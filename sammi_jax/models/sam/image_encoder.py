@@ -17,6 +17,7 @@ from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config.model import SamConfig
+from sammi_jax.kernels.parts import serves
 from sammi_jax.kernels.window_attention import fits
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
 from sammi_jax.models.sam.relative_attention import (
@@ -73,7 +74,7 @@ class RelativeAttention(nnx.Module):
 
     def _in_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         dim = x.shape[-1] // self.num_heads
-        if x.dtype == jnp.bfloat16 and fits(self.size, dim):
+        if serves(x) and fits(self.size, dim):
             return jax.lax.platform_dependent(x, tpu=self._in_kernel, default=self._in_rows)
         return self._in_rows(x)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sammi_jax.kernels.parts import serves
 from sammi_jax.kernels.whole_attention import QUERY_BLOCK, attend_plainly, attend_whole, fits
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.ops.sharding import by_device
@@ -60,7 +61,7 @@ def decomposed_attention(
     # Longer products are what an accelerator has to spare; a CPU has not.
     forms = {"cpu": attend_cells, "default": _attend_placed}
     cells = query.shape[-3] * query.shape[-2]
-    if query.dtype == jnp.bfloat16 and query.ndim == 5 and cells > QUERY_BLOCK and fits(cells):
+    if serves(query) and query.ndim == 5 and cells > QUERY_BLOCK and fits(cells):
         forms["tpu"] = attend_in_kernel
     return jax.lax.platform_dependent(query, key, value, rel_h, rel_w, **forms)
 
