@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from sammi_jax.kernels.parts import serves
+from sammi_jax.kernels.parts import LANES, serves
 from sammi_jax.kernels.whole_attention import QUERY_BLOCK, attend_plainly, attend_whole, fits
 from sammi_jax.ops.resize import resize_matrix
 from sammi_jax.ops.sharding import by_device
@@ -76,7 +76,7 @@ def attend_in_kernel(
     interpret: bool = False,
 ) -> Float[Array, "b n h w d"]:
     """`decomposed_attention` by a kernel for TPUs, positions in the queries' precision."""
-    queries, keys = _placed(query, key, rel_h, rel_w, terms=1)
+    queries, keys = _placed(query, key, rel_h, rel_w, terms=1, fill=LANES)
     values = rearrange(value, "b n h w d -> b n (h w) d")
     attend = partial(attend_whole, interpret=interpret)
     out = by_device(attend, (queries, keys, values))
@@ -115,12 +115,13 @@ def _placed(
     rel_h: Float[Array, "h h d"],
     rel_w: Float[Array, "w w d"],
     terms: int = 2,
+    fill: int = 1,
 ) -> tuple[Float[Array, "*b q e"], Float[Array, "*b k e"]]:
     """Longer queries and keys whose products are ``q k / sqrt(d)`` plus both positions.
 
     A query is followed by its products with every position, a key by a one at its row and at its
     column. The positions enter as two terms of bfloat16's precision, since an accelerator may round
-    what it multiplies to that; or as one.
+    what it multiplies to that; or as one. Zeros make the width a multiple of ``fill``.
     """
     height, width, dim = query.shape[-3:]
     full = query.astype(jnp.float32)
@@ -131,13 +132,16 @@ def _placed(
     if terms == 2:
         high = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
         parts = [high, bias - high]
-    parts = [query * dim**-0.5, *(part.astype(query.dtype) for part in parts)]
+    rest = jnp.zeros((*query.shape[:-1], -(dim + terms * (height + width)) % fill))
+    parts = [query * dim**-0.5, *(part.astype(query.dtype) for part in (*parts, rest))]
     rows, columns = np.repeat(np.eye(height), width, axis=0), np.tile(np.eye(width), (height, 1))
-    ones = jnp.asarray(np.concatenate([rows, columns] * terms, axis=1), key.dtype)
+    places = np.concatenate([rows, columns] * terms, axis=1)
+    places = np.pad(places, ((0, 0), (dim, rest.shape[-1])))
     key = rearrange(key, "... h w d -> ... (h w) d")
+    key = jnp.pad(key, ((0, 0),) * (key.ndim - 1) + ((0, places.shape[1] - dim),))
     return (
         rearrange(jnp.concatenate(parts, axis=-1), "... h w e -> ... (h w) e"),
-        jnp.concatenate([key, jnp.broadcast_to(ones, (*key.shape[:-1], ones.shape[1]))], axis=-1),
+        key + jnp.broadcast_to(jnp.asarray(places, key.dtype), key.shape),
     )
 
 
