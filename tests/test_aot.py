@@ -22,10 +22,13 @@ from sammi_jax.pods.hlo import Cost
 ROOT = Path(__file__).resolve().parent.parent
 LIBTPU = Path(sys.prefix) / "tpu"  # where the Makefile puts it: not among JAX's own packages
 COST = Cost(
-    Counter({"sam_encoder": 450_000_000, "other": 150_000_000}), Counter({"all-reduce": 2 * 10**10})
+    Counter({"sam_encoder": 300_000_000, "other": 150_000_000}),
+    Counter({"sam_encoder": 150_000_000}),
+    Counter({"all-reduce": 2 * 10**10}),
 )
+FLOPS = {"sam_encoder": 2e14}
 RESULT = Compiled(
-    "v5e:4x4", 1, 16, (16, 1), 64, 7_000_000, 93_000_000, 2**20, 3 * 2**30, 4e14, COST, 1.0
+    "v5e:4x4", 1, 16, (16, 1), 64, 7_000_000, 93_000_000, 2**20, 3 * 2**30, 4e14, FLOPS, COST, 1.0
 )
 
 
@@ -57,10 +60,10 @@ def test_time_mfu_fit_and_choice():
     assert _best([large, too_large]) is None
     table = _table([RESULT, too_large])
     assert (
-        "| v5e:4x4 | 16 | 16 x 1 | 64 | 3.00 (16) | 400.00 | 400.0 + 100.0 = 500.0 | 25.4% | "
-        "all-reduce 19073.5 |"
+        "| v5e:4x4 | 16 | 16 x 1 | 64 | 3.00 (16) | 400.00 | 400.0 + 100.0 = 500.0 | 100.0 | "
+        "25.4% | all-reduce 19073.5 |"
     ) in table
-    assert "| 6400 | 40.00 (16) | 400.00 | does not fit | - | - |" in table
+    assert "| 6400 | 40.00 (16) | 400.00 | does not fit | - | - | - |" in table
 
 
 def test_collectives_of_several_slices():
@@ -79,7 +82,11 @@ def test_collectives_of_several_slices():
 def test_details_name_the_parts():
     details = _details(RESULT)
     assert "7,000,000 train, 93,000,000 are frozen. Optimizer state: 1.0 MiB a chip" in details
-    assert re.search(r"sam_encoder +300.00 ms +75.0%\n  other +100.00 ms +25.0%$", details)
+    share = 100 * 2e14 / (0.3 * 16 * 197e12)
+    assert re.search(rf"sam_encoder +300.00 +75.0% +100.00 +{share:.1f}%\n", details)
+    assert re.search(r"other +100.00 +25.0% +0.00 +0.0%$", details)
+    unknown = replace(RESULT, cost=replace(COST, unknown_kernels=2))
+    assert "2 custom calls without known bundles" in _details(unknown)
 
 
 def test_meshes_of_pods():
@@ -143,4 +150,4 @@ def test_compiles_for_a_small_pod(slices):
         assert "| 2 x v5e:2x2 | 8 | 8 x 1 | 8 |" in done.stdout
         assert re.search(r"ICI: .*all-reduce [\d.]+.*; DCN: .*all-reduce [\d.]+", done.stdout)
     for part in ("clip_image", "aggregator", "aggregator backward", "optimizer"):
-        assert re.search(rf"^  {part} +[\d.]+ ms", done.stdout, re.MULTILINE), done.stdout
+        assert re.search(rf"^  {part} +[\d.]+ +[\d.]+%", done.stdout, re.MULTILINE), done.stdout

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas as pl
 
 from sammi_jax.config.experiment import SegmentConfig, TrainConfig
 from sammi_jax.config.model import SEGMENTER_SIZES
-from sammi_jax.training.flops import count_flops
+from sammi_jax.training.flops import count_flops, count_flops_by_part
 from sammi_jax.training.state import make_loss, trainable_paths
 from sammi_jax.training.tasks import make_task
 
@@ -98,3 +99,35 @@ def test_count_flops():
         return jax.lax.scan(lambda carry, _: (carry, jnp.dot(a, b)), 0, None, length=7)
 
     assert count_flops(scanned, a, b) == 7 * 2 * 4 * 5 * 6
+
+
+def test_flops_by_part():
+    """The innermost scope counts, also around a loop, and the backward pass for itself."""
+    x, weights, last = jnp.zeros((4, 5)), jnp.zeros((5, 5)), jnp.zeros((5, 6))
+
+    def loss(x):
+        with jax.named_scope("outer"), jax.named_scope("tower"):
+            step = lambda x, _: (jnp.sin(jnp.dot(x, weights)), None)  # noqa: E731
+            x, _ = jax.lax.scan(step, x, None, length=3)
+        return jnp.dot(x, last).sum()
+
+    function = jax.value_and_grad(loss)
+    found = count_flops_by_part(function, x, scopes=["outer", "tower"])
+    tower, other = 3 * 2 * 4 * 5 * 5, 2 * 2 * 4 * 5 * 6
+    assert found == {"tower": tower, "tower backward": tower, "other": other}
+    assert sum(found.values()) == count_flops(function, x)
+
+
+def test_flops_of_a_kernel_count_for_each_block():
+    def kernel(x, y, out):
+        out[...] = jnp.dot(x[...], y[...], preferred_element_type=jnp.float32)
+
+    def call(x, y):
+        block = pl.BlockSpec((8, 16), lambda i: (i, 0))
+        whole = pl.BlockSpec((16, 16), lambda i: (0, 0))
+        shape = jax.ShapeDtypeStruct((32, 16), jnp.float32)
+        return pl.pallas_call(
+            kernel, grid=(4,), in_specs=[block, whole], out_specs=block, out_shape=shape
+        )(x, y)
+
+    assert count_flops(call, jnp.zeros((32, 16)), jnp.zeros((16, 16))) == 2 * 32 * 16 * 16

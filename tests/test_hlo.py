@@ -136,3 +136,31 @@ def test_between_slices():
         assert cost == replace(program_cost(PROGRAM), sent_dcn=cost.sent_dcn)
     plain = text.replace("xla_megascale_runtime", "another")
     assert program_cost(plain).sent_dcn == {}
+
+
+def test_kernels_cost_their_bundles_or_their_memory():
+    """Equal kernels have the bundles of one; arrays in VMEM, S(1), and results count as placed."""
+    call = (
+        '%{} custom-call(%x, %y), custom_call_target="tpu_custom_call", '
+        'metadata={{op_name="jit(f)/jvp(tower)/pallas_call"}}, backend_config={{"body":"{}"}}'
+    )
+    far = "bf16[16,80]{1,0:T(8,128)(2,1)}"  # 16 x 128 x 2 bytes
+    near = "bf16[16,80]{1,0:T(8,128)(2,1)S(1)}"
+    text = f"""
+ENTRY %main (x: bf16[16,80], y: f32[3]) -> bf16[16,80] {{
+  %x = {far} parameter(0)
+  %y = f32[3]{{0:T(128)}} parameter(1)
+  {call.format(f"a = {near}", "A")}
+  {call.format(f"b = {far}", "A")}
+  {call.format(f"c = {far}", "C")}
+  ROOT %d = {far} custom-call(%c), custom_call_target="Sharding"
+}}
+"""
+    cost = program_cost(text, ["tower"], {"a": 1000}.get, 2.0)
+    read, write = 16 * 128 * 2 + 128 * 4, 16 * 128 * 2
+    assert cost.kernels == {"tower": (read // 2) + 2 * (read + write) // 2}
+    assert cost.unknown_kernels == 1
+    assert program_cost(text, ["tower"], {"a": 10_000}.get, 2.0).kernels["tower"] == (
+        2 * 10_000 + (read + write) // 2
+    )
+    assert program_cost(text).kernels.total() == 0

@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "sammi_jax"
 LEVELS = """
-    errors typing object_store < files locks images text ops figures < config < layers data parallel
-    < models < weights functional < inference convert < evaluation export < training doctor
-    < pods bench < serve < cli
+    errors typing object_store < files locks images text ops figures < config kernels
+    < layers data parallel < models < weights functional < inference convert < evaluation export
+    < training doctor < pods bench < serve < cli
 """
 LEVEL = {name: level for level, names in enumerate(LEVELS.split("<")) for name in names.split()}
 FILES = [path for path in ROOT.rglob("*.py") if path.parent != ROOT or path.stem in LEVEL]

@@ -22,12 +22,12 @@ from sammi_jax.errors import SammiError
 from sammi_jax.layers import Buffer, layer_norm, linear
 from sammi_jax.parallel.batch import Batch
 from sammi_jax.parallel.run import PreemptedError
-from sammi_jax.training.checkpoint import checkpoint_steps
+from sammi_jax.training.checkpoint import checkpoint_steps, digest, read_trained
 from sammi_jax.training.flops import PEAK_FLOPS
 from sammi_jax.training.goodput import Goodput, Startup
 from sammi_jax.training.loop import train
 from sammi_jax.training.metrics_log import Log
-from sammi_jax.training.state import trainable_paths
+from sammi_jax.training.state import held_params, trainable_paths
 from sammi_jax.training.task import Task
 from sammi_jax.training.validation import Validation
 
@@ -119,6 +119,26 @@ def straight(tmp_path_factory):
 def exported(folder):
     with np.load(folder / "params.npz") as file:
         return dict(file)
+
+
+def test_frozen_weights_are_rounded_on_the_devices_only(tmp_path):
+    """In bfloat16 they are held in it; what is exported and compared are those that were read."""
+    config = replace(CONFIG, compute_dtype="bfloat16", steps=2)
+    initial = Dummy().initial_params(config.seed)
+    held = held_params(Dummy(), initial, config.compute_dtype)
+    rounded = {path for path, value in held.items() if value.dtype == jnp.bfloat16}
+    assert rounded == {"tower/kernel", "tower/bias"}
+    assert held_params(Dummy(), initial, "float32").items() == initial.items()
+    result = exported(train(Dummy(), config, tmp_path / "run"))
+    np.testing.assert_array_equal(result["tower.kernel"], initial["tower/kernel"])
+    assert not np.array_equal(result["head.kernel"], initial["head/kernel"])
+    trainable = trainable_paths(Dummy())
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)  # noqa: E731
+    shapes = {path: shape(initial[path]) for path in trainable}
+    frozen = {path: value for path, value in initial.items() if path not in trainable}
+    trained = read_trained(tmp_path / "run", 2, shapes, digest(frozen))
+    np.testing.assert_array_equal(trained["head/kernel"], result["head.kernel"])
 
 
 def records(workdir):

@@ -96,16 +96,18 @@ def _best(results: Sequence["Compiled"]) -> "Compiled | None":
 def _table(results: Sequence["Compiled"]) -> str:
     lines = [
         "| topology | chips | data x fsdp | batch | GiB a chip (of) | TFLOP a step | "
-        "arithmetic + collectives = step, ms | MFU | sent, MiB a chip |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "arithmetic + collectives = step, ms | of these custom calls, ms | MFU | "
+        "sent, MiB a chip |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         size = f"{r.memory / _GIB:.2f} ({r.chip.hbm / _GIB:.0f})"
-        time, mfu, sent = "does not fit", "-", "-"
+        time, kernels, mfu, sent = "does not fit", "-", "-", "-"
         if r.cost is not None and r.estimated_s and r.mfu is not None:
             time = " = ".join(
                 (f"{1e3 * r.compute_s:.1f} + {1e3 * r.link_s:.1f}", f"{1e3 * r.estimated_s:.1f}")
             )
+            kernels = f"{1e3 * sum(r.kernels_s.values()):.1f}"
             mfu = f"{100 * r.mfu:.1f}%"
             sent = _sent(r.cost.sent)
             if r.slices > 1:
@@ -113,7 +115,8 @@ def _table(results: Sequence["Compiled"]) -> str:
         pod = f"{r.slices} x {r.topology}" if r.slices > 1 else r.topology
         lines.append(
             f"| {pod} | {r.chips} | {r.mesh[0]} x {r.mesh[1]} | {r.batch_size} | {size} | "
-            f"{r.model_flops / 1e12:.2f} | {time} | {mfu} | {sent} |"
+            f"{r.model_flops / 1e12:.2f} | {time} | {kernels} | {mfu} | "
+            f"{sent} |"
         )
     return "\n".join(lines)
 
@@ -137,11 +140,21 @@ def _details(result: "Compiled") -> str:
             f"Collectives: {1e3 * result.ici_s:.1f} ms inside the slices (ICI), "
             f"{1e3 * result.dcn_s:.1f} ms between them (DCN).",
         )
+    lines.append(
+        f"  {'part':24s}{'ms':>10s}{'share':>7s}{'custom calls, ms':>18s}{'matrix units':>14s}"
+    )
     for part, seconds in result.parts_s.items():
-        share = seconds / result.compute_s
-        lines.append(f"  {part:24s}{1e3 * seconds:10.2f} ms {100 * share:5.1f}%")
-    if result.cost is not None and result.cost.unknown_loops:
+        share, kernels = seconds / result.compute_s, result.kernels_s.get(part, 0.0)
         lines.append(
-            f"  {result.cost.unknown_loops} loops of unknown length counted as one iteration"
+            f"  {part:24s}{1e3 * seconds:10.2f}{100 * share:6.1f}%{1e3 * kernels:18.2f}"
+            f"{100 * result.matrix_share.get(part, 0.0):13.1f}%"
+        )
+    cost = result.cost
+    if cost is not None and cost.unknown_loops:
+        lines.append(f"  {cost.unknown_loops} loops of unknown length counted as one iteration")
+    if cost is not None and cost.unknown_kernels:
+        lines.append(
+            f"  {cost.unknown_kernels} custom calls without known bundles: only their reads and "
+            "writes are counted"
         )
     return "\n".join(lines)

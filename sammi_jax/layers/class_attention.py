@@ -7,27 +7,37 @@ which act as unmasked keys. There is no output projection, un-pooling uses ``ali
 and the result, which holds its own residual, is added to the input once more.
 Deviations: since all padding slots are equal, at every location and in every image, they enter as
 one key and value counted ``num_padding`` times; slots of absent classes are left out and counted
-as padding. Equal to the reference up to rounding, at the cost of the real classes only.
+as padding. Equal to the reference up to rounding, at the cost of the real classes only. On TPUs in
+bfloat16 the layer is a kernel (`sammi_jax.kernels.class_attention`).
 """
 
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange, reduce, repeat
 from flax import nnx
 
+from sammi_jax.kernels.class_attention import (
+    Shared,
+    Weights,
+    aggregate_classes,
+    fits,
+    head_blocks,
+)
+from sammi_jax.kernels.parts import ROWS, serves
 from sammi_jax.layers.attention import MASKED, dot_product_attention
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
 from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.ops.resize import resize
+from sammi_jax.ops.sharding import by_device
 from sammi_jax.typing import Array, Bool, Float, Int
 
 MLP_RATIO = 4
 EPS = 1e-6
-ROWS = 1  # of the map whose cells attend at once on a CPU
+LOCATION_ROWS = 1  # of the map whose cells attend at once on a CPU
 
 
 def _linear_attention(query, key, value, class_mask, padding_key, padding_value, num_padding):
@@ -149,10 +159,26 @@ class ClassAggregation(nnx.Module):
         p = pooling_size
         pooled = x[:, :, : height // p * p, : width // p * p]
         pooled = reduce(pooled, "b t (h p) (w q) c -> b t h w c", "mean", p=p, q=p)
-        attend = partial(self._attend, text=text, class_mask=class_mask, num_padding=num_padding)
-        pooled = in_pieces(attend, [pooled], axes=[2], most=ROWS)
+        inputs = (pooled, text, class_mask, num_padding)
+        if serves(pooled) and self.attention.kind == "linear" and fits(x.shape[-1]):
+            pooled = jax.lax.platform_dependent(
+                *inputs, tpu=self.run_kernel, default=self.run_plainly
+            )
+        else:
+            pooled = self.run_plainly(*inputs)
         # The residual inside `pooled` comes on top of this one: the reference adds it twice.
         return x + resize(pooled, (height, width), "bilinear", align_corners=True)
+
+    def run_plainly(
+        self,
+        pooled: Float[Array, "b t h w c"],
+        text: Float[Array, "#b t d"],
+        class_mask: Bool[Array, "b t"],
+        num_padding: Int[Array, " b"],
+    ) -> Float[Array, "b t h w c"]:
+        """Attention and MLP with their residuals, for any device."""
+        attend = partial(self._attend, text=text, class_mask=class_mask, num_padding=num_padding)
+        return in_pieces(attend, [pooled], axes=[2], most=LOCATION_ROWS)
 
     def _attend(
         self,
@@ -171,3 +197,61 @@ class ClassAggregation(nnx.Module):
             num_padding,
         )
         return pooled + self.mlp(self.norm2(pooled))
+
+    def run_kernel(
+        self,
+        pooled: Float[Array, "b t h w c"],
+        text: Float[Array, "#b t d"],
+        class_mask: Bool[Array, "b t"],
+        num_padding: Int[Array, " b"],
+        *,
+        interpret: bool = False,
+    ) -> Float[Array, "b t h w c"]:
+        """`run_plainly` by the kernel for TPUs; for linear attention."""
+        attention, mlp = self.attention, self.mlp
+        batch, classes, height, _, dim = pooled.shape
+        row = lambda param: cast(nnx.Param, param)[...][None]  # noqa: E731
+
+        def filled(x: Array) -> Array:
+            """Whole tiles of classes, for each image."""
+            x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+            return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, -classes % ROWS), (0, 0)))
+
+        def guide(layer: nnx.Linear) -> Array:
+            guided = jnp.matmul(text, layer.kernel[...][dim:])
+            return filled(guided + jnp.broadcast_to(row(layer.bias), guided.shape))
+
+        token = self.norm1(self.padding_token[...])
+        key = guided_linear(attention.key, token, self.padding_guidance[...])
+        key = (jax.nn.elu(key) + 1.0).astype(jnp.float32)[None, :, None]
+        key = key * num_padding.astype(jnp.float32)[:, None, None]
+        blocks = jnp.asarray(head_blocks(dim, attention.num_heads))[None]
+        mask = jnp.broadcast_to(class_mask[..., None], (batch, classes, dim))
+        shared = Shared(
+            guide(attention.query),
+            guide(attention.key),
+            filled(mask.astype(pooled.dtype)),
+            key * attention.value(token)[None, None] * blocks,
+            key * blocks,
+        )
+        own = [layer.kernel[...][:dim] for layer in (attention.query, attention.key)]
+        weights = Weights(
+            row(self.norm1.scale),
+            row(self.norm1.bias),
+            jnp.concatenate([*own, attention.value.kernel[...]], axis=1),
+            row(attention.value.bias),
+            row(self.norm2.scale),
+            row(self.norm2.bias),
+            mlp.fc1.kernel[...],
+            row(mlp.fc1.bias),
+            mlp.fc2.kernel[...],
+            row(mlp.fc2.bias),
+        )
+        layer = partial(_aggregate, num_heads=attention.num_heads, interpret=interpret)
+        x = filled(rearrange(pooled, "b t h w c -> b (h w) t c"))
+        x = by_device(layer, (x, shared), weights)
+        return rearrange(x[:, :, :classes], "b (h w) t c -> b t h w c", h=height)
+
+
+def _aggregate(x: Array, shared: Shared, weights: Weights, num_heads: int, interpret: bool):
+    return aggregate_classes(x, shared, weights, num_heads, interpret)

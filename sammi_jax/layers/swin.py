@@ -6,16 +6,24 @@ docs/catseg.md part c.
 Queries and keys read the features and the appearance guidance, values the features only. There is
 no relative position bias, and the attention mask of shifted windows adds -100, not minus infinity.
 Deviations: tokens stay in window order for the whole block (norms and MLP act on each token), and
-the guidance is projected once an image instead of once a class: equal up to rounding.
+the guidance is projected once an image instead of once a class: equal up to rounding. On TPUs in
+bfloat16 a block is a kernel (`sammi_jax.kernels.swin_block`).
 """
 
+from functools import partial
+from typing import cast
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from sammi_jax.kernels.parts import serves
+from sammi_jax.kernels.swin_block import Weights, fits, swin_block
 from sammi_jax.layers.attention import dot_product_attention, merge_heads, split_heads
 from sammi_jax.layers.basic import Mlp, layer_norm, linear
 from sammi_jax.layers.guided import guided_linear
+from sammi_jax.ops.sharding import by_device
 from sammi_jax.ops.windows import shifted_window_mask, window_merge, window_partition
 from sammi_jax.typing import Array, Float
 
@@ -83,9 +91,58 @@ class SwinBlock(nnx.Module):
             bias = jnp.asarray(np.where(masked, MASK_BIAS, 0.0), jnp.float32)
         tokens = window_partition(x, window, shift)
         shared = window_partition(guidance, window, shift)[:, None]
-        tokens = tokens + self.attention(self.norm1(tokens), shared, bias)
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        run = partial(self.run_plainly, bias=bias)
+        if serves(tokens) and fits(*tokens.shape[3:]):
+            in_kernel = partial(self.run_kernel, bias=bias)
+            tokens = jax.lax.platform_dependent(tokens, shared, tpu=in_kernel, default=run)
+        else:
+            tokens = run(tokens, shared)
         return window_merge(tokens, (height, width), shift)
+
+    def run_plainly(
+        self,
+        tokens: Float[Array, "b t n m c"],
+        shared: Float[Array, "b 1 n m g"],
+        bias: Float[Array, "n m m"] | None,
+    ) -> Float[Array, "b t n m c"]:
+        """The block on each window, for any device."""
+        tokens = tokens + self.attention(self.norm1(tokens), shared, bias)
+        return tokens + self.mlp(self.norm2(tokens))
+
+    def run_kernel(
+        self,
+        tokens: Float[Array, "b t n m c"],
+        shared: Float[Array, "b 1 n m g"],
+        bias: Float[Array, "n m m"] | None,
+        *,
+        interpret: bool = False,
+    ) -> Float[Array, "b t n m c"]:
+        """`run_plainly` by the kernel for TPUs."""
+        attention, mlp, dim = self.attention, self.mlp, tokens.shape[-1]
+        row = lambda param: cast(nnx.Param, param)[...][None]  # noqa: E731
+
+        def guide(layer: nnx.Linear) -> Array:
+            guided = jnp.matmul(shared[:, 0], layer.kernel[...][dim:])
+            return guided + jnp.broadcast_to(row(layer.bias), guided.shape)
+
+        own = [layer.kernel[...][:dim] for layer in (attention.query, attention.key)]
+        weights = Weights(
+            row(self.norm1.scale),
+            row(self.norm1.bias),
+            jnp.concatenate([*own, attention.value.kernel[...]], axis=1),
+            row(attention.value.bias),
+            attention.out.kernel[...],
+            row(attention.out.bias),
+            row(self.norm2.scale),
+            row(self.norm2.bias),
+            mlp.fc1.kernel[...],
+            row(mlp.fc1.bias),
+            mlp.fc2.kernel[...],
+            row(mlp.fc2.bias),
+        )
+        batched = (tokens, guide(attention.query), guide(attention.key))
+        block = lambda *args: swin_block(*args, attention.num_heads, interpret)  # noqa: E731
+        return by_device(block, batched, bias, weights)
 
 
 class SpatialAggregation(nnx.Module):

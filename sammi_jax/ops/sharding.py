@@ -4,6 +4,9 @@ They use the current mesh (`jax.set_mesh`) and do nothing without one; results s
 rounding.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import PartitionSpec
 
@@ -19,6 +22,27 @@ def spread(x: Array) -> Array:
 def whole(x: Array) -> Array:
     """Keep a complete copy on every device."""
     return _constrain(x, PartitionSpec())
+
+
+def by_device(function: Callable[..., Any], batched: tuple[Any, ...], *shared: Any) -> Any:
+    """``function(*batched, *shared)`` of each device's share, for what XLA cannot split itself.
+
+    Args:
+        function: each item of the leading axis is computed on its own; so are its results.
+        batched: arrays, or trees of them, whose leading axes are split over all devices; where
+            that is not possible, each device computes all.
+        *shared: the same, whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return function(*batched, *shared)
+    divisible = all(x.shape[0] % mesh.size == 0 for x in jax.tree.leaves(batched))
+    split = PartitionSpec(mesh.axis_names) if divisible else PartitionSpec()
+    specs = (split,) * len(batched) + (PartitionSpec(),) * len(shared)
+    # The checker of what is the same on all devices knows no kernels.
+    return jax.shard_map(function, in_specs=specs, out_specs=split, check_vma=False)(
+        *batched, *shared
+    )
 
 
 def _constrain(x: Array, spec: PartitionSpec) -> Array:

@@ -25,11 +25,13 @@ from sammi_jax.errors import SammiError
 from sammi_jax.layers.init import Keys
 from sammi_jax.parallel.batch import Batch, check_batch_size
 from sammi_jax.parallel.mesh import AXES, batch_sharding, make_mesh, replicated
+from sammi_jax.pods.bundles import Bundles
 from sammi_jax.pods.hlo import Cost, program_cost
-from sammi_jax.training.flops import PEAK_FLOPS, count_flops
+from sammi_jax.training.flops import PEAK_FLOPS, count_flops, count_flops_by_part
 from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.state import (
     abstract_state,
+    held_params,
     make_loss,
     make_train_step,
     trainable_paths,
@@ -46,6 +48,7 @@ class Chip:
     Attributes:
         peak: FLOP/s in bfloat16.
         hbm: bytes of memory.
+        bandwidth: bytes/s of that memory.
         clock: Hz; the rate at which the multiply-adds a cycle that libtpu's estimates assume (4, 8
             and 16 units of 128 x 128) make up the peak.
         link: bytes/s that it sends over all its links together: half of the bandwidth published
@@ -55,15 +58,16 @@ class Chip:
 
     peak: float
     hbm: int
+    bandwidth: float
     clock: float
     link: float
     dcn: float
 
 
 CHIPS = {
-    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 1.50e9, 200e9, 3.125e9),
-    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 1.75e9, 600e9, 6.25e9),
-    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1.75e9, 400e9, 12.5e9),
+    "v5e": Chip(PEAK_FLOPS["TPU v5 lite"], 16 * 2**30, 819e9, 1.50e9, 200e9, 3.125e9),
+    "v5p": Chip(PEAK_FLOPS["TPU v5"], 95 * 2**30, 2765e9, 1.75e9, 600e9, 6.25e9),
+    "v6e": Chip(PEAK_FLOPS["TPU v6 lite"], 32 * 2**30, 1640e9, 1.75e9, 400e9, 12.5e9),
 }
 # Names that the models and the step give with jax.named_scope.
 PARTS = (
@@ -97,6 +101,7 @@ class Compiled:
             do not fit, what the compiler says that it would need.
         model_flops: of the whole step's matrix products and convolutions, as traced, without
             recomputed activations.
+        part_flops: the same by part of `PARTS`, with recomputed activations.
         cost: see `sammi_jax.pods.hlo`; None where the step does not fit.
         compile_s: seconds.
     """
@@ -111,6 +116,7 @@ class Compiled:
     optimizer: int
     memory: int
     model_flops: float
+    part_flops: dict[str, float]
     cost: Cost | None
     compile_s: float
 
@@ -126,13 +132,29 @@ class Compiled:
 
     @property
     def parts_s(self) -> dict[str, float]:
-        """Estimated seconds of each part's arithmetic, the longest first."""
-        cycles = self.cost.cycles if self.cost else Counter[str]()
+        """Estimated seconds of each part's arithmetic, custom calls included, the longest first."""
+        cycles = self.cost.cycles + self.cost.kernels if self.cost else Counter[str]()
         return {part: count / self.chip.clock for part, count in cycles.most_common()}
 
     @property
+    def kernels_s(self) -> dict[str, float]:
+        """Estimated seconds of each part's custom calls."""
+        cycles = self.cost.kernels if self.cost else Counter[str]()
+        return {part: count / self.chip.clock for part, count in cycles.items()}
+
+    @property
+    def matrix_share(self) -> dict[str, float]:
+        """Of each part's time the share for which its products would fill the matrix units."""
+        peak = self.chips * self.chip.peak
+        return {
+            part: self.part_flops.get(part, 0.0) / (seconds * peak)
+            for part, seconds in self.parts_s.items()
+            if seconds
+        }
+
+    @property
     def compute_s(self) -> float:
-        """Estimated seconds of arithmetic: libtpu's cycles over the clock."""
+        """Estimated seconds of arithmetic: cycles over the clock."""
         return sum(self.parts_s.values())
 
     @property
@@ -180,15 +202,19 @@ def compile_step(config: TrainConfig, topology: str) -> Compiled:
     if not isinstance(config.task, SegmentConfig):
         raise SammiError("only segmentation experiments can be compiled for a pod")
     slices = config.mesh.slices
+    bundles = Bundles()
     devices = describe_topology(topology, slices)
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.batch_size, mesh, config.accumulate)
     step, state, batch = abstract_step(config, config.task, mesh)
     plain = replace(config.task, remat="none")
     flops = count_flops(*abstract_step(config, plain, mesh))
+    part_flops = count_flops_by_part(step, state, batch, scopes=PARTS)
+    chip = CHIPS[topology.partition(":")[0]]
     began = time.perf_counter()
     with jax.set_mesh(mesh):
-        memory, cost = _compile(jax.jit(step, donate_argnums=0).lower(state, batch))
+        lowered = jax.jit(step, donate_argnums=0).lower(state, batch)
+        memory, cost = _compile(lowered, chip, bundles)
     return Compiled(
         topology,
         slices,
@@ -200,12 +226,13 @@ def compile_step(config: TrainConfig, topology: str) -> Compiled:
         _chip_bytes(state.opt_state),
         memory,
         flops,
+        part_flops,
         cost,
         time.perf_counter() - began,
     )
 
 
-def _compile(lowered: Any) -> tuple[int, Cost | None]:
+def _compile(lowered: Any, chip: Chip, bundles: Bundles) -> tuple[int, Cost | None]:
     """Bytes a chip, and the cost; None for the cost where the bytes do not fit."""
     try:
         compiled = lowered.compile()
@@ -222,7 +249,8 @@ def _compile(lowered: Any) -> tuple[int, Cost | None]:
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    return needed, program_cost(compiled.as_text() or "", PARTS)
+    per_cycle = chip.bandwidth / chip.clock
+    return needed, program_cost(compiled.as_text() or "", PARTS, bundles.cycles, per_cycle)
 
 
 def _count(tree: Any) -> int:
@@ -269,7 +297,10 @@ def abstract_step(config: TrainConfig, task: SegmentConfig, mesh: Mesh) -> tuple
     rules = SegmentRules(task, ignore_label, photographs=is_random(config.data))
     scales = {path: rules.lr_scale(path) for path in trainable_paths(rules)}
     optimizer = make_optimizer(config.optim, config.steps, scales)
-    params = abstract_params(lambda: rules.make(Keys(0)))
+    params = jax.eval_shape(
+        lambda params: held_params(rules, params, config.compute_dtype),
+        abstract_params(lambda: rules.make(Keys(0))),
+    )
     step = make_train_step(make_loss(rules, config.compute_dtype), optimizer, config)
     state = abstract_state(params, scales, optimizer, mesh)
     return step, state, _abstract_batch(config, task, num_classes, mesh)

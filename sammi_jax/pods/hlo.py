@@ -11,6 +11,9 @@ What the sums contain:
 - ``cycles``: the estimates of libtpu's cost model (``estimated_cycles`` of an instruction). They
   cover arithmetic and the reads and writes of the instruction itself, but neither instructions
   without an estimate (small copies, scalars) nor the time to start an instruction.
+- ``kernels``: cycles of custom calls to TPU kernels (Pallas's, and libtpu's own for attention),
+  which have no such estimate: for each call the larger of its issue cycles
+  (`sammi_jax.pods.bundles`) and the time for its operands and results in HBM, each moved once.
 - ``sent``: bytes that each kind of collective sends, as a ring over its group would (`_sent`). With
   several slices these are the collectives inside a slice, over ICI.
 - ``sent_dcn``: the same of the collectives between slices. In the program they are pairs of
@@ -21,18 +24,20 @@ What the sums contain:
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sammi_jax.training.flops import OTHER, Scopes
+
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-OTHER = "other"  # instructions outside every named scope
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8, "s64": 8}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_LAYOUT = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,16 @@ class Instruction:
         found = re.search(pattern, self.rest)
         return found[1] if found else None
 
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a custom call to a program for the TPU core."""
+        return self.opcode == "custom-call" and '"tpu_custom_call"' in self.rest
+
+    @property
+    def code(self) -> str:
+        """A kernel's program before compilation."""
+        return self.find(r'"body":"([^"]*)"') or self.name
+
     def called(self, attribute: str) -> str:
         """The computation that an attribute such as ``body`` names."""
         return self.find(rf"\b{attribute}=%?([\w.\-]+)") or ""
@@ -60,42 +75,60 @@ class Cost:
 
     Attributes:
         cycles: by part of the model.
+        kernels: cycles of custom calls, by part of the model.
         sent: bytes by kind of collective inside a slice.
         sent_dcn: bytes by kind of collective between slices.
         copied: bytes.
         unknown_loops: loops of an unknown number of iterations, counted as one iteration.
+        unknown_kernels: kernels whose bundles are not known, so that only their memory counts.
     """
 
     cycles: Counter[str] = field(default_factory=Counter)
+    kernels: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
     sent_dcn: Counter[str] = field(default_factory=Counter)
     copied: int = 0
     unknown_loops: int = 0
+    unknown_kernels: int = 0
 
     def add(self, other: "Cost", times: int = 1) -> None:
         """Add another cost so many times."""
-        self.cycles.update({key: times * value for key, value in other.cycles.items()})
-        self.sent.update({key: times * value for key, value in other.sent.items()})
-        self.sent_dcn.update({key: times * value for key, value in other.sent_dcn.items()})
+        for name in ("cycles", "kernels", "sent", "sent_dcn"):
+            more = {key: times * value for key, value in getattr(other, name).items()}
+            getattr(self, name).update(more)
         self.copied += times * other.copied
         self.unknown_loops += other.unknown_loops
+        self.unknown_kernels += other.unknown_kernels
 
 
-def program_cost(text: str, scopes: Iterable[str] = ()) -> Cost:
+def program_cost(
+    text: str,
+    scopes: Iterable[str] = (),
+    issue_cycles: Callable[[str], int | None] = lambda name: None,
+    bytes_per_cycle: float = float("inf"),
+) -> Cost:
     """The cost of a compiled program.
 
     Args:
         text: ``compiled.as_text()``.
-        scopes: names given by `jax.named_scope`. ``cycles`` are summed by the innermost of them,
-            apart for the backward pass (``NAME backward``).
+        scopes: names given by `jax.named_scope`. ``cycles`` and ``kernels`` are summed by the
+            innermost of them, apart for the backward pass (``NAME backward``).
+        issue_cycles: of the custom call of a name; None where they are not known.
+        bytes_per_cycle: that the chip's memory moves.
     """
-    return _Walk(text, scopes).run()
+    return _Walk(text, scopes, issue_cycles, bytes_per_cycle).run()
 
 
 class _Walk:
     """The computations of a program, and the sums over them."""
 
-    def __init__(self, text: str, scopes: Iterable[str]):
+    def __init__(
+        self,
+        text: str,
+        scopes: Iterable[str],
+        issue_cycles: Callable[[str], int | None],
+        bytes_per_cycle: float,
+    ):
         self.computations: dict[str, dict[str, Instruction]] = {}
         self.entry = ""
         current: dict[str, Instruction] = {}
@@ -107,11 +140,37 @@ class _Walk:
                 current[found[1]] = Instruction(*found.groups())
         devices = re.search(r"\bnum_partitions=(\d+)", text)
         self.devices = int(devices[1]) if devices else 1
-        names = "|".join(map(re.escape, scopes)) or "(?!)"
-        self.scope = re.compile(rf"(?<![\w.])(?:{names})(?![\w.])")
+        self.scopes = Scopes(scopes)
+        self.bytes_per_cycle = bytes_per_cycle
+        self.issued = self._issued(issue_cycles)
 
     def run(self) -> Cost:
         return self._computation(self.entry, OTHER)
+
+    def _issued(self, issue_cycles: Callable[[str], int | None]) -> dict[str, int | None]:
+        """Issue cycles of every kernel; of equal ones libtpu writes the bundles of one."""
+        kernels = [
+            item
+            for computation in self.computations.values()
+            for item in computation.values()
+            if item.is_kernel
+        ]
+        by_code: dict[str, int] = {}
+        found = {item.name: issue_cycles(item.name) for item in kernels}
+        for item in kernels:
+            if (cycles := found[item.name]) is not None:
+                by_code[item.code] = max(cycles, by_code.get(item.code, 0))
+        return {
+            item.name: by_code.get(item.code) if found[item.name] is None else found[item.name]
+            for item in kernels
+        }
+
+    def _kernel_bytes(self, within: str, item: Instruction) -> int:
+        """What a kernel's operands and results take in HBM."""
+        others = self.computations[within]
+        operands = re.findall(r"%([\w.\-]+)", item.rest.partition(")")[0])
+        shapes = [item.shape, *(others[name].shape for name in operands if name in others)]
+        return sum(map(_hbm_bytes, shapes))
 
     def _computation(self, name: str, part: str) -> Cost:
         total = Cost()
@@ -162,15 +221,16 @@ class _Walk:
             total.sent_dcn[kind] += _sent_dcn(kind, given, slices)
         elif item.opcode in ("copy-done", "slice-done"):
             total.copied += _shape_bytes(item.shape)
+        elif item.is_kernel:
+            issued = self.issued[item.name]
+            moved = self._kernel_bytes(within, item) / self.bytes_per_cycle
+            total.kernels[part] += max(issued or 0, round(moved))
+            total.unknown_kernels += issued is None
         total.cycles[part] += int(item.find(r'"estimated_cycles":"(\d+)"') or 0)
 
     def _part(self, item: Instruction, part: str) -> str:
         """The scope of an instruction; without a name, that of the loop around it."""
-        name = item.find(r'op_name="([^"]*)"')
-        found = self.scope.findall(name or "")
-        if not found:
-            return part
-        return found[-1] + (" backward" if "transpose(" in (name or "") else "")
+        return self.scopes.part(item.find(r'op_name="([^"]*)"') or "") or part
 
     def _trips(self, condition: str) -> int | None:
         instructions = self.computations.get(condition, {}).values()
@@ -200,6 +260,22 @@ def _shape_bytes(shape: str) -> int:
         _BYTES.get(dtype, 4) * int(np.prod([int(n) for n in sides.split(",") if n], dtype=np.int64))
         for dtype, sides in _ARRAY.findall(shape)
     )
+
+
+def _hbm_bytes(shape: str) -> int:
+    """Bytes of the arrays of a shape that lie in HBM (memory space 0), filled up to whole tiles."""
+    total = 0
+    for dtype, sides, order, rest in _LAYOUT.findall(shape):
+        if re.search(r"S\([1-9]", rest):
+            continue
+        extents = [int(n) for n in sides.split(",") if n]
+        tile = re.match(r"T\(([\d,]+)\)", rest)
+        if tile and order:
+            tiled = [int(n) for n in tile[1].split(",")]
+            for axis, side in zip(order.split(","), reversed(tiled), strict=False):
+                extents[int(axis)] += -extents[int(axis)] % side
+        total += _BYTES.get(dtype, 4) * int(np.prod(extents, dtype=np.int64))
+    return total
 
 
 def _sent(kind: str, result: int, group: int) -> int:

@@ -1,6 +1,8 @@
 """FLOPs of a traced function (matrix products and convolutions) and peaks of devices."""
 
-from collections.abc import Callable, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from math import prod
 from typing import Any
 
@@ -33,12 +35,65 @@ def count_flops(function: Callable[..., Any], *args: Any) -> float:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def count_flops_by_part(
+    function: Callable[..., Any], *args: Any, scopes: Iterable[str]
+) -> dict[str, float]:
+    """`count_flops` by the parts of `Scopes`, recomputed activations included."""
+    names, total = Scopes(scopes), defaultdict[str, float](float)
+
+    def add(jaxpr: Any, around: str, times: float) -> None:
+        for equation in jaxpr.eqns:
+            name = f"{around}/{equation.source_info.name_stack}"
+            if flops := _product(equation):
+                total[names.part(name) or OTHER] += times * flops
+            for inner in _inner(equation):
+                add(inner, name, times * _times(equation))
+
+    add(jax.make_jaxpr(function)(*args).jaxpr, "", 1.0)
+    return dict(total)
+
+
+OTHER = "other"  # what is outside of every named scope
+
+
+class Scopes:
+    """Finds parts of a program in the names of its operations.
+
+    Args:
+        names: given by `jax.named_scope`.
+    """
+
+    def __init__(self, names: Iterable[str]):
+        self._pattern = re.compile(
+            rf"(?<![\w.])(?:{'|'.join(map(re.escape, names)) or '(?!)'})(?![\w.])"
+        )
+
+    def part(self, name: str) -> str | None:
+        """The innermost scope, for the backward pass ``NAME backward``; None where there is none.
+
+        Args:
+            name: such as ``jit(step)/transpose(jvp(tower))/while/body/dot_general``.
+        """
+        found = self._pattern.findall(name)
+        if not found:
+            return None
+        return found[-1] + (" backward" if "transpose(" in name else "")
+
+
 def _count(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += _product(equation) + times * sum(map(_count, _inner(equation)))
+        total += _product(equation) + _times(equation) * sum(map(_count, _inner(equation)))
     return total
+
+
+def _times(equation: Any) -> int:
+    """How often an equation runs what is inside it."""
+    if equation.primitive.name == "scan":
+        return equation.params["length"]
+    if equation.primitive.name == "pallas_call":
+        return prod(equation.params["grid_mapping"].grid)
+    return 1
 
 
 def _product(equation: Any) -> float:

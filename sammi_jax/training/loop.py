@@ -4,9 +4,10 @@ Within a step the order is: train, check the losses so far, log, evaluate, save;
 bad loss is never saved. docs/training.md says what happens to a run that is stopped.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from itertools import islice
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -30,9 +31,11 @@ from sammi_jax.training.optim import make_optimizer
 from sammi_jax.training.profile import Profile
 from sammi_jax.training.state import (
     Metrics,
+    Params,
     Step,
     TrainState,
     describe,
+    held_params,
     make_loss,
     make_train_step,
     new_state,
@@ -76,7 +79,7 @@ def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) 
         validation = Validation(task, config, run.mesh, workdir)
         state = run.new_state()
         startup.mark("model")
-        with closing(Checkpoints(workdir, config.keep, state.frozen)) as checkpoints:
+        with closing(Checkpoints(workdir, config.keep, run.frozen(state))) as checkpoints:
             finished = checkpoints.latest_step == config.steps
             restored = checkpoints.restore(state)
             startup.mark("restore")
@@ -86,16 +89,19 @@ def _train(task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup) 
             draw_curves(read_log(workdir / LOG_FILE), workdir / CURVES_FILE)
         for name, state in ((MODEL_FOLDER, last), (BEST_FOLDER, best)):
             if state is not None:
-                _export(task, state, workdir / name, keep=finished)
+                params = {**run.frozen(state), **state.trainable}
+                _export(task, params, int(state.step), workdir / name, keep=finished)
         multihost_utils.sync_global_devices("the models are written")
     return workdir / MODEL_FOLDER
 
 
-def _export(task: Task, state: TrainState, folder: AnyPath, *, keep: bool) -> None:
+def _export(
+    task: Task, params: Mapping[str, Any], step: int, folder: AnyPath, *, keep: bool
+) -> None:
     """Write a model folder; with ``keep`` only where there is none."""
-    params = {path: fetch(value) for path, value in state.params.items()}
+    params = {path: fetch(value) for path, value in params.items()}
     if jax.process_index() == 0 and not (keep and is_complete(folder)):
-        task.export(params, folder, int(state.step))
+        task.export(params, folder, step)
 
 
 class _Run:
@@ -108,6 +114,7 @@ class _Run:
     def __init__(self, task: Task, config: TrainConfig, workdir: AnyPath, startup: Startup):
         self._task, self._config, self._workdir = task, config, workdir
         self._startup = startup
+        self._rounded: Params = {}  # frozen parameters of which the state holds rounded ones
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.batch_size, self.mesh, config.accumulate)
         self._lr_scales = {path: task.lr_scale(path) for path in trainable_paths(task)}
@@ -116,7 +123,13 @@ class _Run:
     def new_state(self) -> TrainState:
         """The state at step 0."""
         params = self._task.initial_params(self._config.seed)
-        return new_state(params, self._lr_scales, self._optimizer, self.mesh)
+        held = held_params(self._task, params, self._config.compute_dtype)
+        self._rounded = {path: x for path, x in params.items() if held[path].dtype != x.dtype}
+        return new_state(held, self._lr_scales, self._optimizer, self.mesh)
+
+    def frozen(self, state: TrainState) -> Params:
+        """The frozen parameters as they were read."""
+        return {**state.frozen, **self._rounded}
 
     def to_end(
         self,
@@ -144,7 +157,7 @@ class _Run:
                 if save:
                     scores = None
                     if validation.due(number) and not stop:
-                        scores = validation(state.params, number)
+                        scores = validation({**self.frozen(state), **state.trainable}, number)
                         log.add(number, scores)
                     checkpoints.save(state, scores)
                 if stop:

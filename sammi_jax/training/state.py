@@ -18,7 +18,7 @@ from sammi_jax.parallel.batch import Batch
 from sammi_jax.parallel.mesh import fsdp_sharding
 from sammi_jax.training.optim import make_schedule
 from sammi_jax.training.task import Rules
-from sammi_jax.weights.params import build
+from sammi_jax.weights.params import build, cast_params
 
 Params = dict[str, Any]  # arrays by path: of jax, of numpy, or their shapes
 Metrics = dict[str, jax.Array]
@@ -34,7 +34,8 @@ class TrainState:
     Attributes:
         step: steps done, int32.
         trainable: parameters with gradients, by path.
-        frozen: the other parameters and the buffers, by path; they have no optimizer state.
+        frozen: the other parameters and the buffers, by path; they have no optimizer state. Where a
+            step computes in bfloat16, these are (`held_params`).
         opt_state: optax's, over ``trainable``.
     """
 
@@ -158,6 +159,20 @@ def trainable_paths(rules: Rules) -> list[str]:
     if not chosen:
         raise SammiError("nothing trains: the task leaves no parameter trainable")
     return chosen
+
+
+def held_params(rules: Rules, params: Mapping[str, Any], dtype: str) -> Params:
+    """All parameters as the devices hold them: the frozen ones in the type of the products.
+
+    So no step casts them. What is exported are the ones that were read, not these.
+
+    Args:
+        rules: say what trains.
+        params: all parameters by path.
+        dtype: what the products compute in.
+    """
+    frozen = {path: value for path, value in params.items() if not rules.is_trainable(path)}
+    return {**params, **cast_params(lambda: rules.make(Keys(0)), frozen, dtype)}
 
 
 def abstract_state(

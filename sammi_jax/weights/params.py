@@ -56,10 +56,26 @@ def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float3
     if wrong:
         raise SammiError(f"parameters do not fit the model: {'; '.join(sorted(wrong)[:8])}")
 
-    def value(name: str, variable: Any) -> Any:
-        array = params[name]
-        keep = dtype == "float32" or not isinstance(variable, nnx.Param) or array.ndim == 0
-        return array if keep else array.astype(dtype)
-
-    filled = {path: flat[path].replace(value(name, flat[path])) for name, path in names.items()}
+    cast = cast_params(make, params, dtype)
+    filled = {path: flat[path].replace(cast[name]) for name, path in names.items()}
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def cast_params(
+    make: Callable[[], nnx.Module], params: Mapping[str, Any], dtype: str
+) -> dict[str, Any]:
+    """Variables of ``make()`` in the types that `build` gives them.
+
+    Args:
+        make: constructor.
+        params: some or all variables by path.
+        dtype: see `build`.
+    """
+    if dtype == "float32":
+        return dict(params)
+    variables = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), nnx.Param))
+    of_products = {"/".join(map(str, path)) for path, _ in variables}
+    return {
+        path: value.astype(dtype) if path in of_products and value.ndim else value
+        for path, value in params.items()
+    }

@@ -17,9 +17,21 @@ from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config.model import SamConfig
+from sammi_jax.kernels.parts import serves
+from sammi_jax.kernels.window_attention import fits
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
-from sammi_jax.models.sam.relative_attention import decomposed_attention, relative_positions
-from sammi_jax.models.sam.window_attention import window_attention
+from sammi_jax.models.sam.relative_attention import (
+    decomposed_attention,
+    fitted_table,
+    relative_positions,
+)
+from sammi_jax.models.sam.window_attention import (
+    cut_windows,
+    join_windows,
+    kernel_attention,
+    window_attention,
+)
+from sammi_jax.ops.sharding import by_device
 from sammi_jax.typing import Array, Float
 
 EPS = 1e-6  # of every norm here, as in the original's build_sam.py and LayerNorm2d
@@ -61,6 +73,19 @@ class RelativeAttention(nnx.Module):
         return rearrange(heads, "b n h w d -> b h w (n d)")
 
     def _in_windows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        dim = x.shape[-1] // self.num_heads
+        if serves(x) and fits(self.size, dim):
+            return jax.lax.platform_dependent(x, tpu=self._in_kernel, default=self._in_rows)
+        return self._in_rows(x)
+
+    def _in_kernel(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        windows = cut_windows(x, self.size)
+        projected = (self.query(windows), self.key(windows), self.value(windows))
+        tables = (fitted_table(t[...], self.size) for t in (self.rel_pos_h, self.rel_pos_w))
+        heads = by_device(kernel_attention, projected, *tables)
+        return join_windows(heads, self.size, (x.shape[1], x.shape[2]))
+
+    def _in_rows(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         layers = (self.query, self.key, self.value)
         query, key, value = (jnp.matmul(x, layer.kernel[...]) for layer in layers)
         bias = jnp.stack([cast(nnx.Param, layer.bias)[...] for layer in layers])

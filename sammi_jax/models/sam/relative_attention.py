@@ -4,30 +4,42 @@ Original: segment_anything/modeling/image_encoder.py, ``Attention`` and ``add_de
 the positions are MViTv2's (Li et al. 2022, equation 4).
 
 Deviations: large maps are processed in blocks of queries, so that their scores are never held
-whole; but on a CPU, the positions are part of the products (`_placed`). Both forms are equal up to
+whole; but on a CPU, the positions are part of the products (`_placed`). All forms are equal up to
 rounding.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sammi_jax.kernels.parts import LANES, serves
+from sammi_jax.kernels.whole_attention import QUERY_BLOCK, attend_plainly, attend_whole, fits
 from sammi_jax.ops.resize import resize_matrix
+from sammi_jax.ops.sharding import by_device
 from sammi_jax.typing import Array, Float
-
-QUERY_BLOCK = 512  # queries whose scores against all keys are held at once
 
 
 def relative_positions(table: Float[Array, "l d"], size: int) -> Float[Array, "q k d"]:
     """``out[q, k] = table[q - k + size - 1]`` for positions along one axis of ``size`` cells.
 
+    The table is that of `fitted_table`.
+    """
+    offsets = np.arange(size)[:, None] - np.arange(size)[None, :]
+    return fitted_table(table, size)[offsets + size - 1]
+
+
+def fitted_table(table: Float[Array, "l d"], size: int) -> Float[Array, "m d"]:
+    """The positions from ``-(size - 1)`` to ``size - 1``.
+
     A table of another length than ``2 * size - 1`` is interpolated linearly, as in the original.
     """
     length = 2 * size - 1
-    if table.shape[0] != length:
-        table = jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
-    return table[np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1]
+    if table.shape[0] == length:
+        return table
+    return jnp.asarray(resize_matrix(table.shape[0], length), table.dtype) @ table
 
 
 def decomposed_attention(
@@ -47,9 +59,28 @@ def decomposed_attention(
         rel_w: the same of columns.
     """
     # Longer products are what an accelerator has to spare; a CPU has not.
-    return jax.lax.platform_dependent(
-        query, key, value, rel_h, rel_w, cpu=attend_cells, default=_attend_placed
-    )
+    forms = {"cpu": attend_cells, "default": _attend_placed}
+    cells = query.shape[-3] * query.shape[-2]
+    if serves(query) and query.ndim == 5 and cells > QUERY_BLOCK and fits(cells):
+        forms["tpu"] = attend_in_kernel
+    return jax.lax.platform_dependent(query, key, value, rel_h, rel_w, **forms)
+
+
+def attend_in_kernel(
+    query: Float[Array, "b n h w d"],
+    key: Float[Array, "b n h w d"],
+    value: Float[Array, "b n h w d"],
+    rel_h: Float[Array, "h h d"],
+    rel_w: Float[Array, "w w d"],
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b n h w d"]:
+    """`decomposed_attention` by a kernel for TPUs, positions in the queries' precision."""
+    queries, keys = _placed(query, key, rel_h, rel_w, terms=1, fill=LANES)
+    values = rearrange(value, "b n h w d -> b n (h w) d")
+    attend = partial(attend_whole, interpret=interpret)
+    out = by_device(attend, (queries, keys, values))
+    return rearrange(out, "b n (h w) d -> b n h w d", h=query.shape[2])
 
 
 def attend_cells(
@@ -73,23 +104,9 @@ def _attend_placed(
     rel_w: Float[Array, "w w d"],
 ) -> Float[Array, "*b h w d"]:
     """The positions as part of the products, `QUERY_BLOCK` queries at a time."""
-    height, width = query.shape[-3:-1]
     queries, keys = _placed(query, key, rel_h, rel_w)
-    values = rearrange(value, "... h w d -> ... (h w) d")
-
-    def attend(queries: Array) -> Array:
-        scores = jnp.einsum("...qe,...ke->...qk", queries, keys, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-        return jnp.einsum("...qk,...kd->...qd", weights, values)
-
-    size = max(n for n in range(1, QUERY_BLOCK + 1) if height * width % n == 0)
-    if size == height * width:
-        out = attend(queries)
-    else:  # the backward pass makes a block's scores again instead of keeping them all
-        blocks = rearrange(queries, "... (i q) e -> i ... q e", q=size)
-        out = jax.lax.map(jax.checkpoint(attend), blocks)
-        out = rearrange(out, "i ... q d -> ... (i q) d")
-    return rearrange(out, "... (h w) d -> ... h w d", h=height)
+    out = attend_plainly(queries, keys, rearrange(value, "... h w d -> ... (h w) d"))
+    return rearrange(out, "... (h w) d -> ... h w d", h=query.shape[-3])
 
 
 def _placed(
@@ -97,26 +114,34 @@ def _placed(
     key: Float[Array, "*b h w d"],
     rel_h: Float[Array, "h h d"],
     rel_w: Float[Array, "w w d"],
+    terms: int = 2,
+    fill: int = 1,
 ) -> tuple[Float[Array, "*b q e"], Float[Array, "*b k e"]]:
     """Longer queries and keys whose products are ``q k / sqrt(d)`` plus both positions.
 
     A query is followed by its products with every position, a key by a one at its row and at its
     column. The positions enter as two terms of bfloat16's precision, since an accelerator may round
-    what it multiplies to that.
+    what it multiplies to that; or as one. Zeros make the width a multiple of ``fill``.
     """
     height, width, dim = query.shape[-3:]
     full = query.astype(jnp.float32)
     bias_h = jnp.einsum("...hwd,hkd->...hwk", full, rel_h.astype(jnp.float32))
     bias_w = jnp.einsum("...hwd,wkd->...hwk", full, rel_w.astype(jnp.float32))
     bias = jnp.concatenate([bias_h, bias_w], axis=-1)
-    high = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
-    terms = [query * dim**-0.5, high.astype(query.dtype), (bias - high).astype(query.dtype)]
+    parts = [bias]
+    if terms == 2:
+        high = jax.lax.reduce_precision(bias, exponent_bits=8, mantissa_bits=7)
+        parts = [high, bias - high]
+    rest = jnp.zeros((*query.shape[:-1], -(dim + terms * (height + width)) % fill))
+    parts = [query * dim**-0.5, *(part.astype(query.dtype) for part in (*parts, rest))]
     rows, columns = np.repeat(np.eye(height), width, axis=0), np.tile(np.eye(width), (height, 1))
-    ones = jnp.asarray(np.concatenate([rows, columns] * 2, axis=1), key.dtype)
+    places = np.concatenate([rows, columns] * terms, axis=1)
+    places = np.pad(places, ((0, 0), (dim, rest.shape[-1])))
     key = rearrange(key, "... h w d -> ... (h w) d")
+    key = jnp.pad(key, ((0, 0),) * (key.ndim - 1) + ((0, places.shape[1] - dim),))
     return (
-        rearrange(jnp.concatenate(terms, axis=-1), "... h w e -> ... (h w) e"),
-        jnp.concatenate([key, jnp.broadcast_to(ones, (*key.shape[:-1], ones.shape[1]))], axis=-1),
+        rearrange(jnp.concatenate(parts, axis=-1), "... h w e -> ... (h w) e"),
+        key + jnp.broadcast_to(jnp.asarray(places, key.dtype), key.shape),
     )
 
 

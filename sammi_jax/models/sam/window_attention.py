@@ -5,16 +5,20 @@ Original: segment_anything/modeling/image_encoder.py, ``window_partition``, ``At
 where the projections' biases are their queries, keys and values.
 
 Deviations: tokens are projected before the map is padded, and on accelerators a window's rows are
-padded and the positions are part of the products (`_attend_in_rows`): equal up to rounding.
+padded and the positions are part of the products (`_attend_in_rows`): equal up to rounding. On
+TPUs in bfloat16 the attention is a kernel (`kernel_attention`).
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-from sammi_jax.layers.attention import MASKED
-from sammi_jax.models.sam.relative_attention import attend_cells
+from sammi_jax.kernels.window_attention import ROW, attend_windows
+from sammi_jax.layers.attention import MASKED, merge_heads, split_heads
+from sammi_jax.models.sam.relative_attention import attend_cells, relative_positions
 from sammi_jax.ops.windows import window_merge, window_partition
 from sammi_jax.typing import Array, Float
 
@@ -80,22 +84,90 @@ def _attend_in_rows(
     """
     window, dim = rel_h.shape[1:]
     height, width = projected[0].shape[1:3]
-    rows, columns = -(-height // window), -(-width // window)
     length = window + -window % _SUBLANES
-    pads = (0, rows * window - height), (0, (columns - 1) * window + length - width)
 
     def cut(x: Array, bias: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-        x = jnp.stack([x[:, :, i * window :][:, :, :length] for i in range(columns)], axis=1)
-        x = x + bias[None, None, None, None]
-        return rearrange(x, "b j (i p) q (h d) -> i (b j) h (p q) d", i=rows, d=dim)
+        x = _columns(x, window, length) + bias[None, None, None, None]
+        return rearrange(x, "b j (i p) q (h d) -> i (b j) h (p q) d", p=window, d=dim)
 
     out = jax.lax.map(
         lambda row: _attend_placed(*row, rel_h, rel_w), tuple(map(cut, projected, bias))
     )
-    out = rearrange(out, "i (b j) h (p q) d -> b i p j q (h d)", j=columns, p=window)
-    out = rearrange(out[..., :window, :], "b i p j q c -> b (i p) (j q) c")
-    return out[:, :height, :width]
+    out = rearrange(out, "i (b j) h (p q) d -> b i p j q (h d)", j=-(-width // window), p=window)
+    return _joined(out, (height, width))
+
+
+def cut_windows(x: Float[Array, "b h w c"], window: int) -> Float[Array, "n m c"]:
+    """The windows of padded maps, row after row in each column, for `kernel_attention`.
+
+    Each row of a window is followed by the cells to its right, so that there are `ROW`.
+    """
+    x = _columns(x, window, ROW)
+    return rearrange(x, "b j (i p) q c -> (b j i) (p q) c", p=window)
+
+
+def join_windows(
+    x: Float[Array, "n m c"], window: int, size: tuple[int, int]
+) -> Float[Array, "b h w c"]:
+    """Undo `cut_windows`; ``size`` is the maps' (height, width)."""
+    rows, columns = (-(-side // window) for side in size)
+    x = rearrange(x, "(b j i) (p q) c -> b i p j q c", i=rows, j=columns, p=window)
+    return _joined(x, size)
+
+
+def _columns(x: Float[Array, "b h w c"], window: int, length: int) -> Array:
+    """Columns of windows ``[b, columns, rows * window, length, c]`` of padded maps."""
+    height, width = x.shape[1:3]
+    columns = -(-width // window)
+    x = jnp.pad(x, ((0, 0), (0, -height % window), (0, columns * window + length - width), (0, 0)))
+    return jnp.stack([x[:, :, i * window :][:, :, :length] for i in range(columns)], axis=1)
+
+
+def _joined(x: Float[Array, "b i p j q c"], size: tuple[int, int]) -> Float[Array, "b h w c"]:
+    """The maps of windows whose rows are longer than they are high."""
+    x = rearrange(x[..., : x.shape[2], :], "b i p j q c -> b (i p) (j q) c")
+    return x[:, : size[0], : size[1]]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def kernel_attention(
+    query: Float[Array, "n m c"],
+    key: Float[Array, "n m c"],
+    value: Float[Array, "n m c"],
+    rel_h: Float[Array, "l d"],
+    rel_w: Float[Array, "l d"],
+    interpret: bool = False,
+) -> Float[Array, "n m c"]:
+    """`attend_windows`, whose gradient is that of `attend_windows_plainly`."""
+    return attend_windows(query, key, value, rel_h, rel_w, interpret=interpret)
+
+
+def attend_windows_plainly(
+    query: Float[Array, "n m c"],
+    key: Float[Array, "n m c"],
+    value: Float[Array, "n m c"],
+    rel_h: Float[Array, "l d"],
+    rel_w: Float[Array, "l d"],
+) -> Float[Array, "n m c"]:
+    """`attend_windows` without a kernel."""
+    heads = query.shape[-1] // rel_h.shape[-1]
+    window = query.shape[1] // ROW
+    split = (split_heads(x, heads) for x in (query, key, value))
+    tables = (relative_positions(table, window) for table in (rel_h, rel_w))
+    return merge_heads(_attend_placed(*split, *tables))
+
+
+def _forward(query, key, value, rel_h, rel_w, interpret):
+    inputs = (query, key, value, rel_h, rel_w)
+    return kernel_attention(*inputs, interpret), inputs
+
+
+def _backward(interpret, inputs, gradient):
+    del interpret
+    return jax.vjp(attend_windows_plainly, *inputs)[1](gradient)
+
+
+kernel_attention.defvjp(_forward, _backward)
 
 
 @jax.checkpoint  # the backward pass makes a row's scores again instead of keeping them all
