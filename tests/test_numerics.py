@@ -38,7 +38,7 @@ def scores(model, scenes, names):
 
 def test_the_order_of_classes_permutes_the_scores(model, scenes, names, scores):
     order = np.random.default_rng(0).permutation(COUNT)
-    assert (order != np.arange(COUNT)).all()
+    assert (order != np.arange(COUNT)).any()
     found = model.segment(scenes[0], [names[index] for index in order])
     assert_parity(found.canvas_scores, scores[0][order], 1e-5, "classes in another order")
     first = model.segment(scenes[0], names)
