@@ -378,7 +378,8 @@ class Pids:
         return {"index": np.array(index), "pid": np.array(os.getpid())}
 
 
-def test_a_worker_that_is_killed_is_named(monkeypatch):
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_named():
     stream = batch_stream(Pids(), [], batch_size=2, seed=0)
     batches = iterate(stream, 0, workers=1)
     worker = int(next(batches)["pid"][0])
