@@ -112,7 +112,7 @@ def test_wrong_use(capsys, arguments, message):
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "sammi: interrupted"),
-        (OSError(28, "disk full", "/x"), 1, "sammi: error: /x: disk full"),
+        (OSError(18, "no link", "/x"), 1, "sammi: error: /x: no link"),
         (OSError("odd"), 1, "sammi: error: system: odd"),
     ],
 )
@@ -266,10 +266,10 @@ def test_no_tokenizer_is_a_warning(tmp_path, clip_file, capsys):
 @pytest.mark.parametrize(
     ("prepare", "options", "message"),
     [
-        (lambda p: None, ["--tokenizer", "{}/none"], "cannot be read as a tokenizer"),
+        (lambda p: None, ["--tokenizer", "{}/none"], "none: no such file"),
         (lambda p: None, ["--tokenizer", "{}"], "no tokenizer; put tokenizer.json"),
         (lambda p: None, ["--clip", "{}/none"], "no such folder"),
-        (lambda p: (p / "tokenizer.json").write_text("{"), [], "cannot be read as a tokenizer"),
+        (lambda p: (p / "tokenizer.json").write_text("{"), [], "not readable as JSON"),
         (
             lambda p: save_tokenizer(p / "tokenizer.json", extra=map(str, range(17))),
             [],

@@ -97,7 +97,7 @@ def test_an_error_is_told_in_one_line(capsys, monkeypatch):
     monkeypatch.setattr(self_test, "load", fail)
     code, out = doctor(capsys)
     assert code == 1
-    assert out.endswith("\nself-test    FAILED: SammiError: the file is gone\n")
+    assert out.endswith("\nself-test    FAILED: SammiError: the file is gone for good\n")
 
 
 # --- its parts ---

@@ -22,11 +22,12 @@ from tests.processes import ROOT
 from tests.test_data_prepare import ade, contents
 
 PREPARE = """
-import sys
+import signal, sys
 from sammi_jax.cli.main import console
 from sammi_jax.data.prepare import write
 write._PAIRS_PER_SHARD = 4
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     console(["datasets", "prepare", "ade20k_150", "--split", "validation", "--allow-incomplete",
              "--processes", "2", "--source", sys.argv[1], "--data-dir", sys.argv[2]])
 """

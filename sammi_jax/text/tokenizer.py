@@ -89,6 +89,8 @@ class Tokenizer:
             SammiError: the file cannot be read, or is not a CLIP tokenizer.
         """
         path = Path(path)
+        if not path.is_file():
+            raise SammiError(f"{path}: no such file")
         return _read(path, _from_openai if path.suffix == ".gz" else _from_json)
 
     @property

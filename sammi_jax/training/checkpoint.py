@@ -41,7 +41,7 @@ def quiet_orbax() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     show = sys.unraisablehook
 
-    def hook(found: sys.UnraisableHookArgs) -> None:
+    def hook(found: Any) -> None:
         # tensorstore tells Orbax's event loop of a failed read after Orbax has closed it
         if "Event loop is closed" not in str(found.exc_value):
             show(found)
