@@ -21,6 +21,7 @@ def test_it_holds_no_outputs(notebook):
     assert not [cell for cell in code if cell.outputs or cell.execution_count]
 
 
+@pytest.mark.slow
 def test_it_runs(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}})
