@@ -17,7 +17,7 @@ from tests.fuzz.run import run_cases
 from tests.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).resolve().parent.parent
-FAST_CASES = 12
+FAST_CASES = 8
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 HOURS = 4  # only a reader that hangs outside Python takes so long
 
