@@ -256,7 +256,8 @@ def _is_origin(record: Any) -> bool:
     """Whether a record has the form that `weights.provenance` describes."""
     if not isinstance(record, dict):
         return False
-    source, licence = record.get("source", {}), record.get("licence") or ""
+    source, licence = record.get("source", {}), record.get("licence", "")
+    licence = "" if licence is None else licence
     if not isinstance(source, dict) or not _are_texts([record.get("kind"), licence]):
         return False
     parts = source.get("from", {})

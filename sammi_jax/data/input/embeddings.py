@@ -180,7 +180,7 @@ def _open_rows(folder: Path, info: CacheInfo) -> NpArray:
     """The rows, memory-mapped."""
     file, mend = folder / ROWS_FILE, f"remove the folder and make it again: {_COMMAND}"
     with reading(file, mend, "missing, damaged or cut short"):
-        rows = np.load(file, mmap_mode="r")
+        rows = np.lib.format.open_memmap(file, mode="r")
     if not isinstance(rows, np.ndarray):
         raise SammiError(f"{file}: an archive, not an array; {mend}")
     if rows.shape != info.shape or rows.dtype != info.dtype:

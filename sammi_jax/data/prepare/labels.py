@@ -204,7 +204,7 @@ def _stack(pair: Pair, channel: int) -> NpArray:
         path = pair.labels[0].parent / _paxray_targets(pair.labels[0])[pair.key]
     with reading(path, _COPY):
         # Mapped, a file gives no more than it holds, whatever its head declares.
-        label = np.load(path, mmap_mode="r")[channel]
+        label = np.lib.format.open_memmap(path, mode="r")[channel]
         if label.ndim != 2 or label.dtype.kind not in "iub":
             raise SammiError(f"{path}: holds no stack of masks; {_COPY}")
         return label.astype(np.int32)
