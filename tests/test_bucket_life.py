@@ -234,7 +234,7 @@ def test_a_right_that_is_lost_within_a_save(tmp_path, config, store):
     (code,), (text,) = finish(Machine(tmp_path / "lost", config, line.port).start(*train))
     line.close()
     assert code == 1, text
-    last = f"sammi train: gs://{BUCKET}/run/checkpoints: access to the bucket is denied"
+    last = f"sammi train: gs://{BUCKET}/run/checkpoints/6: access to the bucket is denied"
     assert text.splitlines()[-1].startswith(last)
     assert "Traceback" not in text
     workdir = as_path(f"gs://{BUCKET}/run")
