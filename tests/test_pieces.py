@@ -1,5 +1,7 @@
 """Pieces of a large array: the same values and derivatives as the whole."""
 
+import contextlib
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -7,7 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import sammi_jax
 from sammi_jax.config.model import AggregatorConfig
+from sammi_jax.data.catalogue import open_dataset
+from sammi_jax.errors import SammiError
 from sammi_jax.layers import pieces
 from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.models import aggregator as aggregator_module
@@ -117,3 +122,31 @@ def test_a_number_that_is_not_known_is_not_cut(no_cache):
     exported = jax.export.export(jax.jit(lambda x: in_pieces(jnp.tanh, [x], axes=[1], most=4)))(x)
     values = np.linspace(-1, 1, 30, dtype="f").reshape(2, 5, 3)
     np.testing.assert_allclose(exported.call(values), np.tanh(values), rtol=1e-6)
+
+
+def test_short_of_memory_other_platforms_cut_as_well(no_cache):
+    """Lowered for a GPU: a loop over the pieces instead of the whole."""
+
+    def loops(inside):
+        run = jax.jit(lambda x: in_pieces(jnp.tanh, [x], axes=[0], most=2))
+        with inside():
+            found = jax.export.export(run, platforms=["cuda"])(jnp.zeros((6, 4)))
+        return "stablehlo.while" in found.mlir_module()
+
+    assert loops(pieces.cut_everywhere)
+    assert not loops(contextlib.nullcontext)  # and it ends with the block
+
+
+def test_memory_within_a_budget():
+    """The bundled model on a CPU: the same labels, or one line that says what it takes."""
+    scene = open_dataset("os48/val_seen", 1)
+    picture, names = scene.source[0]["image"], list(scene.class_names)
+    free, bounded = (sammi_jax.load(memory_gib=gib) for gib in (None, 2.0))
+    bounded.check_memory(len(names))
+    ours, reference = (model.segment(picture, names).labels for model in (bounded, free))
+    np.testing.assert_array_equal(ours, reference)
+    short = sammi_jax.load(memory_gib=0.001)
+    with pytest.raises(SammiError, match=r"0.001 GiB of memory: this model needs 0\.\d\d for 48"):
+        short.check_memory(len(names))
+    with pytest.raises(SammiError, match="memory_gib 0: give more than 0"):
+        sammi_jax.load(memory_gib=0.0)

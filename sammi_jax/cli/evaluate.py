@@ -109,7 +109,9 @@ def _evaluate(args: argparse.Namespace) -> str:
             records = [score_sam(sam, dataset) for dataset in datasets]
             return write_sam_scores(records, folder, args.workdir)
         mesh = make_mesh(config.mesh)
-        predictor = load_predictor(folder, config.task.model, config.eval.compute_dtype)
+        predictor = load_predictor(
+            folder, config.task.model, config.eval.compute_dtype, config.eval.keep_classes
+        )
         identity = {
             "config": config_digest(config),
             "model": to_dict(predictor.config),

@@ -80,6 +80,20 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="that neighboring tiles share; default: a quarter of the side",
     )
     parser.add_argument(
+        "--keep-classes",
+        type=int,
+        metavar="N",
+        help="of a long list, decode only the N classes that CLIP finds most like each image: "
+        "faster, and the others get no pixel; default: all",
+    )
+    parser.add_argument(
+        "--memory",
+        type=float,
+        metavar="GIB",
+        help="of a device, for the weights and the network: where the usual one needs more, a "
+        "slower one with the same results runs; default: no limit",
+    )
+    parser.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
@@ -107,12 +121,16 @@ def run(args: argparse.Namespace) -> int:
 
     classes = make_class_list(_class_names(args), args.background, args.threshold)
     tiles, batch_size = _tiles(args), args.batch_size
-    if batch_size is not None and batch_size < 1:
-        raise SammiError(f"--batch-size {batch_size}: give at least 1")
+    for option, number in {"batch-size": batch_size, "keep-classes": args.keep_classes}.items():
+        if number is not None and number < 1:
+            raise SammiError(f"--{option} {number}: give at least 1")
+    if args.memory is not None and not args.memory > 0:
+        raise SammiError(f"--memory {args.memory:g}: give more than 0")
     files = find_images(args.images)
     folder = chosen_model(args)
-    model = load(folder)
+    model = load(folder, keep_classes=args.keep_classes, memory_gib=args.memory)
     batch_size = min(len(files), batch_size or len(jax.local_devices()))
+    model.check_memory(len(classes.texts), batch_size if tiles is None else 1)
     segmenter = FileSegmenter(model, classes, args.out, batch_size, tiles)
     segmenter.claim(digest_model(model, folder), args.overwrite)
     pending = files if args.overwrite else segmenter.pending(files)

@@ -152,7 +152,11 @@ class SegmentConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """How `eval.py` runs."""
+    """How `eval.py` runs.
+
+    Raises:
+        SammiError: ``keep_classes`` below 1.
+    """
 
     batch_size: int = 8  # images a step over all devices; a multiple of their number
     # What the model's products compute in (a training's is `TrainConfig.compute_dtype`).
@@ -171,12 +175,19 @@ class EvalConfig:
     masks: Literal["own", "none", "true", "parts"] = "own"
     mask_iou: float | None = None  # given masks are degraded to this IoU; None: they are exact
     boundary: bool = False  # boundary IoU as well
+    # Decode only so many classes of each image, those of largest cosine anywhere in its cost map;
+    # the others get no pixel. None: all, or as many as the model keeps (aggregator.pad_length).
+    keep_classes: int | None = None
     # The next two change memory, speed and the number of compilations, and no result.
     class_chunk: int = 32  # classes whose score maps are in memory at once
     max_buckets: int = 8  # shapes of label maps, hence compilations of the read-out
     save_labels: bool = False  # predicted label maps, as PNG
     panels: int = 0  # figures of this many images: image, truth, prediction, masks and points
     save_every: int = 50  # steps between two saves of the partial result
+
+    def __post_init__(self):
+        if self.keep_classes is not None and self.keep_classes < 1:
+            raise SammiError(f"eval.keep_classes={self.keep_classes}: give at least 1, or None")
 
 
 @dataclass(frozen=True)

@@ -210,9 +210,9 @@ def _predict(
     num_texts = mask.shape[0]
     batched = jax.tree.map(lambda x: x[None], list(scores))
 
-    def canvas_maps(start: Array, count: int) -> list[Array]:
+    def canvas_maps(classes: Array) -> list[Array]:
         return [
-            predictor.blend(each.choose(start, count), variant.layout)[0]
+            predictor.blend(each.choose(classes), variant.layout)[0]
             for variant, each in zip(variants, batched, strict=True)
         ]
 
@@ -223,6 +223,8 @@ def _predict(
         )
         return total / len(variants)
 
+    decoded = jnp.stack([each.decoded() for each in batched])
+    mask = mask & decoded.any(axis=0)
     shape = (target.label.shape[0], target.label.shape[1])
     score, index = best_class(canvas_maps, on_pixels, mask, readout.class_chunk, shape)
     merge = np.zeros(num_texts, np.int32)  # texts that pad the axis never win

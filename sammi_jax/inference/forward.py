@@ -14,6 +14,7 @@ from einops import rearrange
 
 from sammi_jax.config.model import SegmenterConfig
 from sammi_jax.inference.inputs import SegmenterInput
+from sammi_jax.models.aggregator import ABSENT_LOGIT
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
@@ -24,7 +25,7 @@ from sammi_jax.ops.clip_image import clip_views
 from sammi_jax.ops.resize import resize
 from sammi_jax.ops.sam_image import PIXEL_MEAN, PIXEL_STD
 from sammi_jax.ops.views import ViewLayout, cut_windows, stitch
-from sammi_jax.typing import Array, Float, Leaf, UInt8
+from sammi_jax.typing import Array, Bool, Float, Int, Leaf, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -36,13 +37,16 @@ class ViewScores:
     proposals: MaskProposals | None = None
     regions: RegionLogits | None = None
 
-    def choose(self, start: Array, count: int) -> "ViewScores":
-        """The maps of ``count`` classes from ``start`` on; ``count`` is static."""
-        cut = lambda x, axis: jax.lax.dynamic_slice_in_dim(x, start, count, axis)  # noqa: E731
+    def choose(self, classes: Int[Array, " k"]) -> "ViewScores":
+        """The maps of some classes."""
         regions = self.regions
         if regions is not None:
-            regions = replace(regions, means=cut(regions.means, 2))
-        return replace(self, maps=cut(self.maps, 2), regions=regions)
+            regions = replace(regions, means=jnp.take(regions.means, classes, axis=2))
+        return replace(self, maps=jnp.take(self.maps, classes, axis=2), regions=regions)
+
+    def decoded(self) -> Bool[Array, " t"]:
+        """Which classes any view of any image has kept (`models.aggregator.Aggregator`)."""
+        return jnp.max(self.maps, axis=(0, 1, 3, 4)) > ABSENT_LOGIT
 
 
 @jax.tree_util.register_dataclass
@@ -102,6 +106,7 @@ def forward_input(
     inputs: SegmenterInput,
     text: ClassTexts,
     layout: ViewLayout,
+    keep_classes: int | None = None,
 ) -> SegmenterOutput:
     """Logits of every view of whole images: windows and the global view, or one view."""
     sam_input = proposals = None
@@ -116,6 +121,7 @@ def forward_input(
         layout=layout,
         pooling_size=1,  # training pools the class attention, evaluation does not
         proposals=proposals,
+        keep_classes=keep_classes,
     )
 
 

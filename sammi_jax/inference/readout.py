@@ -47,7 +47,7 @@ def _between(maps: Array, taps: Array, weights: Array, axis: int) -> Array:
 
 
 def best_class(
-    canvas_maps: Callable[[Array, int], Maps],
+    canvas_maps: Callable[[Int[Array, " k"]], Maps],
     on_pixels: Callable[[Maps], Float[Array, "t h w"]],
     mask: Bool[Array, " t"],
     chunk: int,
@@ -56,9 +56,9 @@ def best_class(
     """The best score of every pixel and its class; of equal scores the first class wins.
 
     Args:
-        canvas_maps: makes the maps of so many classes from one on, in any pytree.
+        canvas_maps: makes the maps of these classes, in any pytree.
         on_pixels: brings these to the pixels.
-        mask: which classes exist.
+        mask: which classes can win; the others' maps are not made.
         chunk: classes whose maps are in memory at once.
         shape: (height, width) of the pixels.
 
@@ -67,28 +67,29 @@ def best_class(
     """
     num_classes = mask.shape[0]
     chunk = min(chunk, num_classes)
-    last = jnp.max(jnp.where(mask, jnp.arange(num_classes), 0))
+    order = jnp.argsort(~mask, stable=True)  # those that can win first, in their order
+    num_chunks = jnp.maximum(-(-jnp.sum(mask) // chunk), 1)
 
-    def start_of(step: Array) -> Array:
-        return jnp.minimum(step * chunk, num_classes - chunk)  # the last chunk may overlap another
+    def classes_of(step: Array) -> Array:
+        start = jnp.minimum(step * chunk, num_classes - chunk)  # the last chunk may overlap another
+        return jax.lax.dynamic_slice_in_dim(order, start, chunk)
 
     # A chunk's maps are made one step before they are read. If both were in one step, a compiler
     # could make each value of the maps again for every pixel that it reaches: on a CPU, 5 to 30
     # times the time.
     def step(number: Array, carry: tuple[Array, Array, Maps]) -> tuple[Array, Array, Maps]:
         best, classes, maps = carry
-        start = start_of(number)
-        present = jax.lax.dynamic_slice_in_dim(mask, start, chunk)
-        values = jnp.where(present[:, None, None], on_pixels(maps), -jnp.inf)
+        these = classes_of(number)
+        values = jnp.where(mask[these][:, None, None], on_pixels(maps), -jnp.inf)
         index, score = jnp.argmax(values, axis=0), jnp.max(values, axis=0)
         better = score > best
-        found = (start + index).astype(jnp.int32)
-        following = canvas_maps(start_of(number + 1), chunk)
+        found = these[index].astype(jnp.int32)
+        following = canvas_maps(classes_of(number + 1))
         return jnp.where(better, score, best), jnp.where(better, found, classes), following
 
     nothing = jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32)
-    first = canvas_maps(start_of(jnp.asarray(0)), chunk)
-    best, classes, _ = jax.lax.fori_loop(0, last // chunk + 1, step, (*nothing, first))
+    first = canvas_maps(classes_of(jnp.asarray(0)))
+    best, classes, _ = jax.lax.fori_loop(0, num_chunks, step, (*nothing, first))
     return best, classes
 
 

@@ -94,6 +94,7 @@ class FileSegmenter:
             "texts": list(self._classes.texts),
             "background": self._classes.background,
             "threshold": self._classes.threshold,
+            "keep_classes": self._model.keep_classes,
             "tile": None if self._tiles is None else [self._tiles.side, self._tiles.overlap],
         }
         self._settings_sha256 = hashlib.sha256(json.dumps(settings).encode()).hexdigest()

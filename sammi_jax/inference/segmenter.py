@@ -43,6 +43,14 @@ class Segmenter(TextPrompted):
         params: all its parameters and buffers by path.
         tokenizer: called when texts are first read.
         dtype: what matrix products compute in, "float32" or "bfloat16".
+        keep_classes: decode only so many classes of each image, those that CLIP finds most like
+            it; the others get no pixel. Long class lists take less time. None: all.
+        memory_gib: memory of a device for the weights and the network, by its compiler's count;
+            where the usual network needs more, a slower one with the same results is compiled.
+            The read-out follows and takes its own (`Segmenter.memory`). None: without limit.
+
+    Raises:
+        SammiError: ``keep_classes`` below 1, or no positive ``memory_gib``.
     """
 
     def __init__(
@@ -51,9 +59,15 @@ class Segmenter(TextPrompted):
         params: Mapping[str, Any],
         tokenizer: Callable[[], Tokenizer],
         dtype: str = "float32",
+        keep_classes: int | None = None,
+        memory_gib: float | None = None,
     ):
-        self._dtype = dtype
-        super().__init__(config, build(model_maker(config), params, dtype), tokenizer)
+        if memory_gib is not None and not memory_gib > 0:
+            raise SammiError(f"memory_gib {memory_gib:g}: give more than 0")
+        if keep_classes is not None and keep_classes < 1:
+            raise SammiError(f"keep_classes {keep_classes}: give at least 1")
+        self._dtype, self.keep_classes = dtype, keep_classes
+        super().__init__(config, build(model_maker(config), params, dtype), tokenizer, memory_gib)
 
     def replace_params(self, params: Mapping[str, Any]) -> None:
         """Use other parameters of the same shapes; compiled programs are kept."""
@@ -73,7 +87,7 @@ class Segmenter(TextPrompted):
         layout: ViewLayout,
     ) -> ViewScores:
         """Logits of every view, the masks and what they say of the classes."""
-        output = forward_input(self._merge(state), inputs, text, layout)
+        output = forward_input(self._merge(state), inputs, text, layout, self.keep_classes)
         return ViewScores(output.logits, output.proposals, output.regions)
 
     def blend(self, scores: ViewScores, layout: ViewLayout) -> Float[Array, "b t o o"]:
@@ -258,16 +272,24 @@ class Segmenter(TextPrompted):
         return ScoreMaps(lambda: on_request(size), lambda: on_request(None))
 
 
-def load(folder: Any = DEFAULT, dtype: str = "float32") -> Segmenter:
+def load(
+    folder: Any = DEFAULT,
+    dtype: str = "float32",
+    *,
+    keep_classes: int | None = None,
+    memory_gib: float | None = None,
+) -> Segmenter:
     """Load a CAT-Seg or SAM-MI model folder; without one, the bundled model of OpenShapes.
 
     Args:
         folder: of the model.
         dtype: what matrix products compute in, "float32" or "bfloat16".
+        keep_classes: decode only so many classes of each image (`Segmenter`); None: all.
+        memory_gib: for the weights and the network (`Segmenter`); None: without limit.
 
     Raises:
         SammiError: the folder is missing, damaged, or holds another kind of model.
     """
     model = read_model(folder, ["catseg", "sammi"])
     tokenizer = partial(load_tokenizer, folder, model.tokenizer_path, model.config)
-    return Segmenter(model.config, model.params, tokenizer, dtype)
+    return Segmenter(model.config, model.params, tokenizer, dtype, keep_classes, memory_gib)

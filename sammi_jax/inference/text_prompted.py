@@ -1,6 +1,7 @@
 """What all models share that score the classes of a text list at every place of an image."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -14,9 +15,15 @@ from sammi_jax.errors import SammiError
 from sammi_jax.images import resize_short_side
 from sammi_jax.inference.classes import ClassList
 from sammi_jax.inference.forward import Prediction, ViewScores
-from sammi_jax.inference.inputs import SegmenterInput, canvas_masks, segmenter_input
+from sammi_jax.inference.inputs import (
+    SegmenterInput,
+    canvas_masks,
+    segmenter_input,
+    stack_inputs,
+)
 from sammi_jax.inference.readout import PixelTaps, best_class, interpolate, read_stripes
 from sammi_jax.inference.unrolled import unrolled_on_cpu
+from sammi_jax.layers.pieces import cut_everywhere
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.ops.resize import bilinear_taps
 from sammi_jax.ops.views import ViewLayout
@@ -38,9 +45,14 @@ class TextPrompted:
     config: SegmenterConfig
 
     def __init__(
-        self, config: SegmenterConfig, module: nnx.Module, tokenizer: Callable[[], Tokenizer]
+        self,
+        config: SegmenterConfig,
+        module: nnx.Module,
+        tokenizer: Callable[[], Tokenizer],
+        memory_gib: float | None = None,
     ):
-        self.config, self._tokenizer = config, tokenizer
+        self.config, self._tokenizer, self.memory_gib = config, tokenizer, memory_gib
+        self._fitting: dict[Any, Any] = {}  # compiled networks within ``memory_gib``, by shapes
         self._graphdef, state = nnx.split(unrolled_on_cpu(module))
         self._state = jax.device_put(state)
         self._texts: dict[tuple[str, ...], ClassTexts] = {}
@@ -49,7 +61,7 @@ class TextPrompted:
         self._encode_text = jax.jit(lambda state, ids: self._embed(self._merge(state), ids))
         self._predict = jax.jit(self._predict_batch)
         self._read = jax.jit(self._read_best)
-        self._score = jax.jit(self._read_scores, static_argnums=1)
+        self._score = jax.jit(self._read_scores)
 
     def _merge(self, state: nnx.State) -> Any:
         return nnx.merge(self._graphdef, state)
@@ -166,7 +178,33 @@ class TextPrompted:
         """Class maps of every view of a batch, spread over this process's devices.
 
         Images are computed one by one on each device, so that no number depends on the batch.
+
+        Raises:
+            SammiError: they need more memory than ``memory_gib``.
         """
+        network, arguments = self._program(inputs, text)
+        return network(*arguments)
+
+    def check_memory(self, num_texts: int, batch_size: int = 1) -> None:
+        """Compile the network within ``memory_gib``, before there is an image.
+
+        Args:
+            num_texts: how many texts will be asked for.
+            batch_size: images that enter the network together.
+
+        Raises:
+            SammiError: it needs more memory.
+        """
+        if self.memory_gib is None:
+            return
+        count = -(-num_texts // CLASS_BUCKET) * CLASS_BUCKET
+        width = (count, self.config.aggregator.num_templates, self.config.clip.embed_dim)
+        blank = self.prepare(np.zeros((8, 8, 3), np.uint8))
+        text = ClassTexts(jnp.zeros(width), jnp.zeros(count, bool))
+        self._program(stack_inputs([blank] * batch_size), text)
+
+    def _program(self, inputs: SegmenterInput, text: ClassTexts) -> tuple[Any, tuple[Any, ...]]:
+        """The network, and its arguments on its devices."""
         size = inputs.canvas.shape[0]
         devices = jax.local_devices()
         count = max(n for n in range(1, len(devices) + 1) if size % n == 0)
@@ -179,19 +217,47 @@ class TextPrompted:
                 jax.device_put(self._state, replicated(mesh)) if spread else self._state
             )
         inputs = jax.device_put(inputs, batch_sharding(mesh))
-        return network(self._copies[count], inputs, text)
+        arguments = (self._copies[count], inputs, text)
+        if self.memory_gib is None:
+            return network, arguments
+        shapes = jax.tree.map(jnp.shape, arguments[1:])
+        key = (count, *jax.tree.leaves(shapes))
+        if key not in self._fitting:
+            self._fitting[key] = self._fit(mesh, arguments, self.memory_gib)
+        return self._fitting[key], arguments
+
+    def _fit(self, mesh: Mesh, arguments: tuple[Any, ...], memory_gib: float) -> Any:
+        """The compiled network; where the usual one needs too much memory, a slower one."""
+        needs = []
+        for cut in (False, True):
+            network = self._network(mesh, cut)[1].lower(*arguments).compile()
+            memory = network.memory_analysis()
+            needs.append(
+                memory.argument_size_in_bytes
+                + memory.output_size_in_bytes
+                + memory.temp_size_in_bytes
+            )
+            if needs[-1] <= memory_gib * 2**30:
+                return network
+        num_classes = arguments[2].mask.shape[0]
+        raise SammiError(
+            f"{memory_gib:g} GiB of memory: this model needs {min(needs) / 2**30:.2f} for "
+            f"{num_classes} classes; give that much, fewer classes, or keep_classes"
+        )
 
     def _replace_state(self, state: nnx.State) -> None:
         """Use other parameters: nothing that was made of the old ones is kept."""
         self._state = jax.device_put(state)
-        self._texts, self._copies = {}, {}
+        self._texts, self._copies, self._fitting = {}, {}, {}
 
-    def _network(self, mesh: Mesh) -> tuple[Mesh, Any]:
+    def _network(self, mesh: Mesh, cut: bool = False) -> tuple[Mesh, Any]:
         layout = view_layout(self.config)
 
         def local(state: nnx.State, inputs: SegmenterInput, text: ClassTexts) -> ViewScores:
             def one(image: SegmenterInput) -> ViewScores:
-                scores = self.views(state, jax.tree.map(lambda x: x[None], image), text, layout)
+                image = jax.tree.map(lambda x: x[None], image)
+                with cut_everywhere() if cut else nullcontext():
+                    scores = self.views(state, image, text, layout)
                 return jax.tree.map(lambda x: x[0], scores)
 
             return jax.lax.map(one, inputs)
@@ -262,23 +328,23 @@ class TextPrompted:
         )
         out = np.empty((count, *size), np.float32)
         for start in range(0, count, CLASS_BUCKET):
-            maps = np.asarray(self._score(scores, CLASS_BUCKET, jnp.asarray(start), taps))
+            texts = jnp.arange(start, start + CLASS_BUCKET)
+            maps = np.asarray(self._score(scores, texts, taps))
             out[start : start + CLASS_BUCKET] = maps[: count - start]
         return out
 
     def _read_best(self, scores: ViewScores, mask: Array, taps: PixelTaps) -> tuple[Array, Array]:
         layout = view_layout(self.config)
 
-        def canvas_maps(start: Array, count: int) -> Array:
-            return self.blend(scores.choose(start, count), layout)[0]
+        def canvas_maps(classes: Array) -> Array:
+            return self.blend(scores.choose(classes), layout)[0]
 
         shape = (taps.rows.shape[0], taps.columns.shape[0])
         on_pixels = lambda maps: interpolate(maps, taps)  # noqa: E731
+        mask = mask & scores.decoded()
         return best_class(canvas_maps, on_pixels, mask, CLASS_BUCKET, shape)
 
     def _read_scores(
-        self, scores: ViewScores, count: int, start: Array, taps: PixelTaps
-    ) -> Float[Array, "t h w"]:
-        return interpolate(
-            self.blend(scores.choose(start, count), view_layout(self.config))[0], taps
-        )
+        self, scores: ViewScores, texts: Array, taps: PixelTaps
+    ) -> Float[Array, "k h w"]:
+        return interpolate(self.blend(scores.choose(texts), view_layout(self.config))[0], taps)

@@ -6,6 +6,7 @@ from functools import partial
 from flax import nnx
 
 from sammi_jax.config.model import SegmenterConfig
+from sammi_jax.errors import SammiError
 from sammi_jax.inference.forward import ViewScores, blend_cosines, zero_shot_views
 from sammi_jax.inference.inputs import SegmenterInput
 from sammi_jax.inference.segmenter import Segmenter, load
@@ -59,7 +60,10 @@ class ZeroShot(TextPrompted):
 
 
 def load_predictor(
-    folder: PathLike, config: SegmenterConfig, dtype: str = "float32"
+    folder: PathLike,
+    config: SegmenterConfig,
+    dtype: str = "float32",
+    keep_classes: int | None = None,
 ) -> Segmenter | ZeroShot:
     """The model of a folder, to predict label maps with; a CLIP does it zero-shot.
 
@@ -67,9 +71,14 @@ def load_predictor(
         folder: a CAT-Seg, SAM-MI or CLIP model folder.
         config: for a CLIP: sizes and templates of the segmenter that it is compared with.
         dtype: what matrix products compute in, "float32" or "bfloat16".
+        keep_classes: as for `load`; a CLIP decodes no classes.
 
     Raises:
-        SammiError: the folder is missing, damaged, or holds a SAM.
+        SammiError: the folder is missing, damaged, or holds a SAM; or a CLIP should keep classes.
     """
     kind = describe(folder, ["catseg", "sammi", "clip"]).kind
-    return ZeroShot(folder, config, dtype) if kind == "clip" else load(folder, dtype)
+    if kind != "clip":
+        return load(folder, dtype, keep_classes=keep_classes)
+    if keep_classes is not None:
+        raise SammiError(f"{folder}: is a CLIP, which scores all classes; leave keep_classes out")
+    return ZeroShot(folder, config, dtype)

@@ -1,10 +1,13 @@
 """Large arrays a few slices at a time, so that what is computed on the way stays in a CPU's cache.
 
 The maps of 150 classes are 44 MB: each layer would write its result to memory and the next one read
-it back. An accelerator wants long products instead, so there nothing is cut.
+it back. An accelerator wants long products instead, so there nothing is cut, but where memory is
+short (`cut_everywhere`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import jax
@@ -13,12 +16,25 @@ import jax.numpy as jnp
 from sammi_jax.typing import Array
 
 CACHE = 2**21  # bytes of the first array up to which nothing is cut
+_everywhere: ContextVar[bool] = ContextVar("everywhere", default=False)
+
+
+@contextmanager
+def cut_everywhere() -> Iterator[None]:
+    """What is traced inside is cut on all platforms: less memory for the same values."""
+    token = _everywhere.set(True)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
 
 
 def in_pieces(
     function: Callable[..., Array], xs: Sequence[Array], axes: Sequence[int], most: int
 ) -> Array:
     """``function(*xs)``, on a CPU for at most ``most`` slices along an axis at a time.
+
+    So it is on other platforms within `cut_everywhere`.
 
     Its derivative is that of the whole: a loop would keep what the backward pass needs in stacks,
     which takes as much memory and more time.
@@ -31,6 +47,7 @@ def in_pieces(
     """
     if not all(isinstance(length, int) for x in xs for length in x.shape):
         return function(*xs)  # exported for any number of classes: nothing divides it
+    everywhere = _everywhere.get()
     count = xs[0].shape[axes[0]]
     size = max(n for n in range(1, most + 1) if count % n == 0)
     if size == count or xs[0].nbytes <= CACHE:
@@ -56,6 +73,8 @@ def in_pieces(
 
     @jax.custom_vjp
     def run(xs: Any, whole_shared: Any, piece_shared: Any) -> Array:
+        if everywhere:
+            return pieces(xs, piece_shared)
         return jax.lax.platform_dependent(
             xs,
             whole_shared,

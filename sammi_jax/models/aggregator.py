@@ -163,6 +163,7 @@ class Aggregator(nnx.Module):
         pooling_size: int,
         remat: Remat = "none",
         injection: Injection | None = None,
+        chosen: Int[Array, "b k"] | None = None,
     ) -> Float[Array, "b t h4 w4"]:
         """Aggregate the cost map to logits at four times its side.
 
@@ -179,13 +180,15 @@ class Aggregator(nnx.Module):
                 training and 1 in evaluation.
             remat: of each stage in the backward pass.
             injection: what the masks say (docs/method.md section 5); None: CAT-Seg.
+            chosen: indices of the classes that each image keeps, in the place of those of largest
+                cosine; the images are decoded as if the others had not been asked for.
         """
         batch, num_classes = cost.shape[0], cost.shape[3]
         mask = jnp.broadcast_to(text.mask, (batch, num_classes))
         guidance = self.project_text(text.features)[None]
-        chosen = None
-        if 0 < self.config.pad_length < num_classes:
+        if chosen is None and 0 < self.config.pad_length < num_classes:
             chosen = choose_classes(cost, mask, self.config.pad_length)
+        if chosen is not None:
             cost = jnp.take_along_axis(cost, chosen[:, None, None, :, None], axis=3)
             mask = jnp.take_along_axis(mask, chosen, axis=1)
             guidance = guidance[0][chosen]

@@ -19,7 +19,7 @@ from flax import nnx
 from sammi_jax.config.model import Remat, SegmenterConfig, check_config
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import TransposedConv
-from sammi_jax.models.aggregator import Aggregator
+from sammi_jax.models.aggregator import Aggregator, choose_classes
 from sammi_jax.models.class_texts import ClassTexts, text_embeddings
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.cost_map import cost_map
@@ -113,6 +113,7 @@ class Sammi(nnx.Module):
         remat: Remat = "none",
         perturb: Perturb | None = None,
         proposals: MaskProposals | None = None,
+        keep_classes: int | None = None,
     ) -> SegmenterOutput:
         """Class logits of every view.
 
@@ -127,16 +128,19 @@ class Sammi(nnx.Module):
             remat: what the backward pass recomputes.
             perturb: of SAM's masks, in training; None: they stay as they are.
             proposals: masks from elsewhere, used as they are in the place of SAM's and SMAgg's.
+            keep_classes: decode only so many classes of each image, those that its cost map
+                supports most; the others' logits are -100. None: all.
 
         Raises:
             SammiError: the model has masks, and neither an image for SAM nor masks are given; or
                 it has none and masks are given.
         """
         features = self.encode_views(views, remat)
+        chosen = self._choose(features, text, keep_classes)
         if self.config.masks is None:
             if proposals is not None:
                 raise SammiError("this model is a CAT-Seg, which takes no masks")
-            logits = self._decode(features, None, text, layout, pooling_size, remat)
+            logits = self._decode(features, None, text, chosen, layout, pooling_size, remat)
             return SegmenterOutput(logits, None, None, None)
         evidence, tspp_logits = self.class_evidence(features, text)
         if proposals is None:
@@ -150,11 +154,28 @@ class Sammi(nnx.Module):
                 shallow=stitch(features.high[1], layout),
                 perturb=perturb,
             )
-        logits = self._decode(features, proposals, text, layout, pooling_size, remat)
+        logits = self._decode(features, proposals, text, chosen, layout, pooling_size, remat)
         regions = None
         if self.dmi.config.smoothing:
             regions = self.dmi.smoothing(_on_canvas(logits, layout), proposals)
         return SegmenterOutput(logits, tspp_logits, proposals, regions)
+
+    def _choose(
+        self, features: ImageFeatures, text: ClassTexts, keep_classes: int | None
+    ) -> Int[Array, "b k"] | None:
+        """The classes that each image keeps, over all its views; None: no choice is made here.
+
+        By largest cosine, as CAT-Seg chooses (docs/catseg.md c), but for the image as a whole: a
+        class that one view left out would weigh on the mean where views overlap.
+        """
+        num_classes = text.features.shape[0]
+        limit = min(num_classes, self.config.aggregator.pad_length or num_classes)
+        if keep_classes is None or keep_classes >= limit:
+            return None
+        cosines = jax.vmap(cost_map, in_axes=(1, None), out_axes=1)(features.low, text.features)
+        cosines = rearrange(cosines, "b v h w t p -> b (v h) w t p")
+        mask = jnp.broadcast_to(text.mask, (cosines.shape[0], num_classes))
+        return choose_classes(cosines, mask, keep_classes)
 
     def class_evidence(
         self, features: ImageFeatures, text: ClassTexts
@@ -171,6 +192,7 @@ class Sammi(nnx.Module):
         features: ImageFeatures,
         proposals: MaskProposals | None,
         text: ClassTexts,
+        chosen: Int[Array, "b k"] | None,
         layout: ViewLayout,
         pooling_size: int,
         remat: Remat,
@@ -185,7 +207,7 @@ class Sammi(nnx.Module):
             if proposals is not None and masks is not None:
                 valid = proposals.valid & masks.any(axis=(-2, -1))
                 injection, low, high = self.dmi(low, high, text.features, masks, valid)
-            return self.aggregator(cost, text, low, high, pooling_size, remat, injection)
+            return self.aggregator(cost, text, low, high, pooling_size, remat, injection, chosen)
 
         by_view = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (features, masks))
         if layout.num_views == 1:

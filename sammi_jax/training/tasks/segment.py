@@ -201,8 +201,11 @@ class SegmentTask(SegmentRules, StreamTask[Sammi]):
 
     def predictor(self, params: Mapping[str, Any]) -> Segmenter:
         """The segmenter."""
-        dtype = self._config.eval.compute_dtype
-        return Segmenter(self._task.model, params, lambda: self._tokenizer, dtype)
+        how = self._config.eval
+        model = self._task.model
+        return Segmenter(
+            model, params, lambda: self._tokenizer, how.compute_dtype, how.keep_classes
+        )
 
     def export(self, params: dict[str, Any], folder: AnyPath, step: int) -> None:
         """A catseg or sammi model folder with the tokenizer."""
