@@ -5,6 +5,8 @@ RUN_STAMP := $(VENV)/.run-stamp
 TEST_STAMP := $(VENV)/.test-stamp
 OPEN_CLIP := open_clip_torch==3.3.0
 UV := uv>=0.9
+COSMIC_RAY := cosmic-ray>=8.4,<9
+PYTEST_COV := pytest-cov>=7,<8
 PIP_AUDIT := pip-audit>=2.9,<3
 SELENIUM := selenium>=4.25,<5
 # Versions with which the tests passed; `make lock` looks for newer ones.
@@ -13,7 +15,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help \
-	lock licenses audit release
+	coverage mutants lock licenses audit release
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -73,6 +75,14 @@ slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
 
 test-slurm: $(TEST_STAMP)  ## the Slurm script under a real Slurm (apt-get install slurm-wlm munge)
 	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slurm tests/test_slurm.py
+
+coverage: $(TEST_STAMP)  ## lines of the package that the fast tests run; fails below 90%
+	$(PIP_INSTALL) -c $(LOCK) "$(PYTEST_COV)"
+	$(BIN)/python -m pytest -n 3 --dist worksteal --cov=sammi_jax --cov-report=term --cov-fail-under=90
+
+mutants: $(TEST_STAMP)  ## small faults put into heads, metrics, conversion and labels: do the tests find them?
+	$(PIP_INSTALL) -c $(LOCK) "$(COSMIC_RAY)"
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Python and commands: site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
