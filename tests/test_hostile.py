@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -224,6 +225,25 @@ def test_layers_are_counted_and_not_believed(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:this CLIP checkpoint does not say its activation")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"layer_indexes": [1]}},
+        {"config": {"layer_indexes": ["1", 2]}},
+        {"config": {"agg": []}},
+        {"sliding": {"out_res": ["a", "a"], "stride": 1}},
+        {"pad_len": 10**30},
+    ],
+)
+def test_a_description_of_a_catseg_of_other_types(tmp_path, goldens, change):
+    shutil.copy(goldens / "catseg_tiny.safetensors", tmp_path / "m.safetensors")
+    described = json.loads((goldens / "catseg_tiny.json").read_text())
+    config = described["config"] | change.get("config", {})
+    (tmp_path / "m.json").write_text(json.dumps(described | change | {"config": config}))
+    path = tmp_path / "m.safetensors"
+    refuse(lambda path: read_source(path, ("catseg",)), path, r"\.json beside|JSON file beside")
+
+
 def test_tensors_without_numbers(tmp_path):
     tensors, path = _clip()[0] | {"input_resolution": np.zeros(())}, tmp_path / "m.safetensors"
     for key in ("visual.conv1.weight", "visual.proj", "token_embedding.weight"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from sammi_jax.layers.convolution import conv
 from sammi_jax.layers.init import uniform
 from sammi_jax.typing import Array, Float
 
@@ -87,6 +88,12 @@ class Conv(nnx.Conv):
             bias_init=init,
             rngs=rngs,
         )
+
+    def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w d"]:
+        """Convolve the maps."""
+        out = conv(x.reshape(-1, *x.shape[-3:]), self.kernel[...])
+        out = out.reshape(*x.shape[:-1], out.shape[-1])
+        return out if self.bias is None else out + jnp.broadcast_to(self.bias[...], out.shape)
 
 
 class PatchEmbed(nnx.Module):

@@ -177,8 +177,12 @@ class ClassAggregation(nnx.Module):
         num_padding: Int[Array, " b"],
     ) -> Float[Array, "b t h w c"]:
         """Attention and MLP with their residuals, for any device."""
-        attend = partial(self._attend, text=text, class_mask=class_mask, num_padding=num_padding)
-        return in_pieces(attend, [pooled], axes=[2], most=LOCATION_ROWS)
+
+        def attend(pooled: Array, class_mask: Array, num_padding: Array) -> Array:
+            return self._attend(pooled, text, class_mask, num_padding)
+
+        fixed = [class_mask, num_padding]
+        return in_pieces(attend, [pooled], axes=[2], most=LOCATION_ROWS, fixed=fixed)
 
     def _attend(
         self,

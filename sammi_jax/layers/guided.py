@@ -4,11 +4,11 @@
 of once for each. The kernel is one parameter and is split where it is used.
 """
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from sammi_jax.layers.basic import Conv
+from sammi_jax.layers.convolution import conv
 from sammi_jax.typing import Array, Float
 
 
@@ -40,11 +40,6 @@ def guided_conv(
         guidance: one map an image.
     """
     kernel, dim = layer.kernel[...], x.shape[-1]
-
-    def conv(maps: Array, part: Array) -> Array:
-        return jax.lax.conv_general_dilated(
-            maps, part, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
 
     mapped = conv(x.reshape(-1, *x.shape[2:]), kernel[:, :, :dim])
     shared = conv(guidance, kernel[:, :, dim:])

@@ -205,7 +205,7 @@ class Aggregator(nnx.Module):
     def _aggregate(
         self, cost, text, mask, appearance, decoder_guidance, pooling_size, remat, injection
     ) -> Array:
-        stage = partial(rematerialized, remat=remat)
+        stage, recompute = partial(rematerialized, remat=remat), remat == "full"
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)
@@ -213,20 +213,22 @@ class Aggregator(nnx.Module):
             x = injection.add_evidence(0, x, cost)
         for layer in self.layers:
             spatial = stage(partial(layer.spatial, appearance=appearance))
-            x = in_pieces(spatial, [x], axes=[1], most=CLASSES)
+            x = in_pieces(spatial, [x], axes=[1], most=CLASSES, recompute=recompute)
             classes = partial(layer.classes, pooling_size=pooling_size)
             x = stage(classes)(x, text, mask, num_padding)
         guidance = self.project_guidance(decoder_guidance)
         if injection is None or injection.scores is None:  # no evidence
             decode = stage(partial(self.decode, guidance=guidance))
-            logits = in_pieces(decode, [x], axes=[1], most=CLASSES)
+            logits = in_pieces(decode, [x], axes=[1], most=CLASSES, recompute=recompute)
         else:
 
             def decode_with(x: Array, cost: Array, scores: Array) -> Array:
                 return self.decode(x, guidance, cost, replace(injection, scores=scores))
 
             parts = [x, cost, injection.scores]  # the evidence is recomputed as well
-            logits = in_pieces(stage(decode_with), parts, axes=[1, 3, 2], most=CLASSES)
+            decode = stage(decode_with)
+            axes = [1, 3, 2]
+            logits = in_pieces(decode, parts, axes, most=CLASSES, recompute=recompute)
         if self.config.cost_skip:
             raw = rearrange(jnp.mean(cost, axis=-1), "b h w t -> b t h w 1")
             size = (logits.shape[2], logits.shape[3])

@@ -45,6 +45,24 @@ def by_device(function: Callable[..., Any], batched: tuple[Any, ...], *shared: A
     )
 
 
+def sum_by_device(function: Callable[..., Array], batched: tuple[Array, ...]) -> Array:
+    """``function(*batched)``, a sum over the items of the leading axis, share by share.
+
+    Args:
+        function: its result for several items is the sum of its results for each.
+        batched: arrays whose leading axes are split over all devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    divisible = all(x.shape[0] % max(mesh.size, 1) == 0 for x in batched)
+    if mesh.empty or mesh.manual_axes or not divisible:
+        return function(*batched)
+    split = PartitionSpec(mesh.axis_names)
+    summed = lambda *parts: jax.lax.psum(function(*parts), mesh.axis_names)  # noqa: E731
+    return jax.shard_map(summed, in_specs=split, out_specs=PartitionSpec(), check_vma=False)(
+        *batched
+    )
+
+
 def _constrain(x: Array, spec: PartitionSpec) -> Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
