@@ -112,7 +112,9 @@ def run(group: str, sample: int, tree: Path) -> tuple[int, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        description="Put small faults into the code and run the tests."
+    )
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS))
     parser.add_argument("--sample", type=int, default=100, help="mutants of a group")
     options = parser.parse_args()

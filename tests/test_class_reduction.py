@@ -75,7 +75,7 @@ def test_kept_classes_are_decoded_as_if_asked_for_alone(config, rng):
         kept = np.sort(np.argsort(-best)[:KEPT])
         decoded = np.asarray(reduced.logits[image] > ABSENT_LOGIT).any(axis=(2, 3))
         np.testing.assert_array_equal(
-            decoded, np.tile(np.isin(range(7), kept), (decoded.shape[0], 1))
+            decoded, np.broadcast_to(np.isin(range(7), kept), decoded.shape)
         )
         one = jax.tree.map(lambda x, i=image: x[i : i + 1], (inputs, reduced.proposals))
         alone = ClassTexts(text.features[kept], jnp.ones(KEPT, bool))

@@ -65,7 +65,7 @@ def group_norm(dim: int, num_groups: int, *, rngs: nnx.Rngs) -> nnx.GroupNorm:
     )
 
 
-class Conv(nnx.Conv):
+class Conv(nnx.Module):
     """Square stride-1 convolution that keeps the size; kernel ``[k, k, in, out]``."""
 
     def __init__(
@@ -78,16 +78,9 @@ class Conv(nnx.Conv):
         rngs: nnx.Rngs,
     ):
         init = _uniform(in_features * kernel_size**2)
-        super().__init__(
-            in_features,
-            out_features,
-            (kernel_size, kernel_size),
-            padding=kernel_size // 2,
-            use_bias=use_bias,
-            kernel_init=init,
-            bias_init=init,
-            rngs=rngs,
-        )
+        shape = (kernel_size, kernel_size, in_features, out_features)
+        self.kernel = nnx.Param(init(rngs.params(), shape))
+        self.bias = nnx.Param(init(rngs.params(), (out_features,))) if use_bias else None
 
     def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w d"]:
         """Convolve the maps."""
