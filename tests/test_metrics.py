@@ -4,7 +4,7 @@ import sklearn.metrics
 
 from sammi_jax.errors import SammiError
 from sammi_jax.evaluation import confusion_matrix, scores
-from sammi_jax.evaluation.metrics import harmonic_mean, subset_miou
+from sammi_jax.evaluation.metrics import boundary_iou, harmonic_mean, subset_miou
 
 
 def loop_confusion(prediction, label, num_classes, ignore_label):
@@ -106,7 +106,7 @@ def test_two_conventions_differ():
 @pytest.mark.parametrize(
     ("prediction", "label", "message"),
     [
-        ([0, 3], [0, 1], "prediction 3"),
+        ([0, 3, 4], [0, 1, 0], r"prediction 3 is neither in 0\.\.2 nor .* \(2 such pixels\)"),
         ([0, -1], [0, 1], "prediction -1"),
         ([0, 1], [0, 3], "label 3"),
         ([0, 1], [0, -1], "label -1"),
@@ -133,3 +133,23 @@ def test_subset_and_harmonic_mean():
     assert np.isnan(subset_miou(confusion, (2,)))
     assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
     assert harmonic_mean(0.0, 0.0) == 0.0
+    assert harmonic_mean(0.5, 0.5) == 0.5
+
+
+def test_subset_with_classes_that_are_only_predicted():
+    """MESS: 1 is only predicted and counts, 2 is only in the label, 3 is in neither."""
+    confusion = np.array([[3, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
+    assert subset_miou(confusion, (0, 1), union=True) == pytest.approx(3 / 6 / 2)
+    assert subset_miou(confusion, (0, 2), union=True) == pytest.approx(3 / 6 / 2)
+    assert subset_miou(confusion, (0, 3), union=True) == pytest.approx(3 / 6)
+    assert np.isnan(subset_miou(confusion, (3,), union=True))
+
+
+def test_a_class_of_one_pixel_counts():
+    assert scores(np.array([[1, 0], [0, 5]]))["miou"] == 1.0
+    assert scores(np.array([[0, 1], [0, 5]]))["miou"] == pytest.approx(5 / 6 / 2)
+
+
+def test_boundaries_that_are_only_predicted_have_no_iou():
+    iou = boundary_iou(np.array([[3, 0, 0, 0], [4, 0, 2, 1], [5, 6, 0, 1]]))
+    np.testing.assert_allclose(iou, [3 / 6, np.nan, 0.0, 0.0])
