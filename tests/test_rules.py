@@ -63,6 +63,20 @@ def test_errors_are_collected_and_named(source):
     assert "\n" not in text
 
 
+@pytest.mark.parametrize("shape", [(9, 4), ()], ids=["no two halves", "a scalar"])
+def test_what_cannot_be_cut_into_its_parts(source, shape):
+    source["net.0.w"] = np.ones(shape, np.float32)
+    with pytest.raises(SammiError, match=r"wrong shape \(2\): net\.0\.w"):
+        apply_rules(source, RULES, EXPECTED)
+
+
+def test_more_layers_than_the_model_has(source):
+    source["net.3.w"] = source["net.0.w"]
+    rules = [*layer_rules("net.{}.", "stack/", BLOCK, 4), RULES[-1]]
+    with pytest.raises(SammiError, match="stack/a/kernel"):
+        apply_rules(source, rules, EXPECTED)
+
+
 def test_unfilled_slot_and_double_use(source):
     with pytest.raises(SammiError, match=r"not filled \(1\): stack/a/kernel"):
         apply_rules(source, RULES[1:], EXPECTED, {"net.0.w": "test"})
