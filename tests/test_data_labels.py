@@ -1,5 +1,6 @@
 """Label files in their owners' formats become the train ids of the reference preparation."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -233,7 +234,7 @@ def test_colors(tmp_path):
 
 
 def test_binary_masks(tmp_path):
-    soft = np.array([[0, 129, 254, 255]], np.uint8)
+    soft = np.array([[0, 129, 254, 255]], np.uint8)  # and 128 is not yet more than half
     assert train_ids("mess_deepcrack", save(tmp_path / "a.png", soft)).tolist() == [[0, 0, 0, 1]]
     rgb = np.stack([soft, 255 - soft, soft], -1)
     assert train_ids("mess_kvasir_instrument", save(tmp_path / "b.png", rgb)).tolist() == [
@@ -245,12 +246,57 @@ def test_binary_masks(tmp_path):
     assert set(np.unique(train_ids("mess_chase_db1", one_bit))) == {0, 1}
     bird = save(tmp_path / "012.Blackbird" / "d.png", soft)
     assert train_ids("mess_cub_200", bird).tolist() == [[0, 12, 12, 12]]
+    save(bird, np.array([[127, 128, 129]], np.uint8))
+    assert train_ids("mess_cub_200", bird).tolist() == [[0, 0, 12]]
+
+
+def test_ade_full(tmp_path):
+    """Red is ten times the hundreds, and a rest that means nothing; blue tells the instances."""
+    colors = [(0, 1, 9), (10, 0, 0), (27, 44, 200), (39, 255, 7)]
+    file = save(tmp_path / "a_seg.png", np.array([colors], np.uint8))
+    assert READERS["ade_full"](pair(file), 0).tolist() == [[1, 256, 2 * 256 + 44, 3 * 256 + 255]]
+
+
+def test_colors_beyond_the_last_known_one(tmp_path):
+    file = save(tmp_path / "odd.png", np.array([[(255, 255, 255), (255, 255, 254)]], np.uint8))
+    assert (255, 255, 255) not in get_vocabulary("mess_cwfid").rgb_by_class
+    with pytest.raises(SammiError, match=r"does not know: \(255, 255, 254\), \(255, 255, 255\)"):
+        train_ids("mess_cwfid", file)
+
+
+@pytest.mark.parametrize("shape", [(4,), (1, 2, 2)])
+def test_a_label_is_of_two_axes(shape):
+    with pytest.raises(SammiError, match=r"x: a label of shape .*, not height x width"):
+        LabelMap(get_vocabulary("ade20k_150"))(np.ones(shape, np.int32), "x")
+
+
+@pytest.mark.parametrize(
+    ("ignore", "classes", "bits"), [(255, 255, 8), (255, 257, 16), (256, 2, 16)]
+)
+def test_labels_are_stored_in_8_bits_where_they_fit(ignore, classes, bits):
+    known = get_vocabulary("ade20k_150")
+    made = dataclasses.replace(known, ignore_index=ignore, merge=tuple(range(classes)))
+    assert made.label_dtype == (np.uint8 if bits == 8 else np.uint16)
+
+
+def test_all_classes_are_of_interest_where_none_are_named():
+    known = get_vocabulary("ade20k_150")
+    assert known.classes_of_interest == tuple(range(150))
+    shared = get_vocabulary("pascal_voc_20b")  # its background has many texts
+    assert shared.class_titles[20] == "background"
+    assert shared.class_titles[:20] == shared.texts[:20]
 
 
 def test_dark_zurich_and_persons(tmp_path):
     ids = save(tmp_path / "x_gt_labelIds.png", np.array([[0, 7, 33, 33]], np.uint8))
     save(tmp_path / "x_gt_invGray.png", np.array([[0, 0, 0, 255]], np.uint8))
     assert train_ids("mess_dark_zurich", ids).tolist() == [[0, 1, 19, 255]]
+    save(tmp_path / "x_gt_invGray.png", np.array([[254, 0, 0, 255]], np.uint8))
+    assert train_ids("mess_dark_zurich", ids).tolist() == [[0, 1, 19, 255]]
+    for size in ((1, 3), (2, 4)):
+        save(tmp_path / "x_gt_invGray.png", np.zeros(size, np.uint8))
+        with pytest.raises(SammiError, match="has another size than its invGray file"):
+            train_ids("mess_dark_zurich", ids)
     one = save(tmp_path / "1_02_01.png", np.array([[0, 3, 18]], np.uint8))
     two = save(tmp_path / "1_02_02.png", np.array([[2, 1, 0]], np.uint8))
     assert train_ids("mess_mhp_v1", one, two).tolist() == [[2, 3, 18]]
@@ -267,6 +313,26 @@ def test_paxray_stack(tmp_path):
     for number, task in enumerate(("lungs", "mediastinum", "bones", "diaphragm")):
         label = train_ids(f"mess_paxray_{task}", tmp_path / "paxray.json")
         assert np.flatnonzero(label).tolist() == [number]
+
+
+@pytest.mark.parametrize("stack", [np.zeros((2, 3, 4)), np.zeros((2, 3, 4, 5), bool)])
+def test_what_is_no_stack_of_masks(tmp_path, stack):
+    np.save(tmp_path / "b.npy", stack)
+    index = {"test": [{"image": "images/b.png", "target": "b.npy"}]}
+    (tmp_path / "other.json").write_text(json.dumps(index))
+    with pytest.raises(SammiError, match=r"b\.npy: holds no stack of masks"):
+        READERS["stack"](pair(tmp_path / "other.json", key="b"), 0)
+
+
+def test_a_description_of_too_many_pixels(tmp_path):
+    """Of 2^28 at most: it is refused before there is an array; one of a usual size is not."""
+    image = {"image_id": 1, "file_name": "a.jpg", "height": 100, "width": 90}
+    for name, height in (("usual.json", 100), ("large.json", 2**28 // 90 + 1)):
+        content = {"images": [image | {"height": height}], "annos_segmentation": []}
+        (tmp_path / name).write_text(json.dumps(content))
+    assert READERS["coco_rle"](pair(tmp_path / "usual.json"), 0).shape == (100, 90)
+    with pytest.raises(SammiError, match=r"large\.json, image a: declares \d+ x 90 pixels"):
+        READERS["coco_rle"](pair(tmp_path / "large.json"), 0)
 
 
 @pytest.mark.parametrize(
