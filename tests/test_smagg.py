@@ -7,7 +7,7 @@ from scipy.sparse import csgraph
 
 from sammi_jax import functional
 from sammi_jax.config.model import SmaggConfig
-from sammi_jax.models.smagg import mask_graph
+from sammi_jax.models.smagg import mask_graph, unite_masks
 
 CONFIG = SmaggConfig()
 components = jax.jit(functional.connected_components)
@@ -233,3 +233,15 @@ def test_order_and_padding_do_not_matter(seed):
     np.testing.assert_array_equal(padded_ok[:, :num_masks], ok)
     assert not np.any(padded[:, num_masks:])
     assert not np.any(padded_ok[:, num_masks:])
+
+
+def test_a_union_has_the_mean_quality_of_its_members():
+    member = np.zeros((1, 4, 4), bool)
+    member[0, 0, [0, 1, 3]] = True  # 2 is in no union
+    masks = squares([(0, 4, 0, 4), (4, 8, 0, 4), (0, 2, 8, 10), (8, 9, 0, 4)])
+    quality = np.array([[0.9, 0.6, 0.5, 0.3]], np.float32)
+    united, valid, mean = unite_masks(*map(jax.numpy.asarray, (member, masks, quality)))
+    np.testing.assert_array_equal(united[0, 0], masks[0, [0, 1, 3]].any(axis=0))
+    assert not united[0, 1:].any()
+    assert valid.tolist() == [[True, False, False, False]]
+    np.testing.assert_allclose(mean[0, 0], 0.6, rtol=1e-6)
