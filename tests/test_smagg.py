@@ -238,7 +238,7 @@ def test_order_and_padding_do_not_matter(seed):
 def test_a_union_has_the_mean_quality_of_its_members():
     member = np.zeros((1, 4, 4), bool)
     member[0, 0, [0, 1, 3]] = True  # 2 is in no union
-    masks = squares([(0, 4, 0, 4), (4, 8, 0, 4), (0, 2, 8, 10), (8, 9, 0, 4)])
+    masks = squares([(0, 0, 4, 4), (4, 0, 8, 4), (0, 8, 2, 10), (8, 0, 9, 4)])
     quality = np.array([[0.9, 0.6, 0.5, 0.3]], np.float32)
     united, valid, mean = unite_masks(*map(jax.numpy.asarray, (member, masks, quality)))
     np.testing.assert_array_equal(united[0, 0], masks[0, [0, 1, 3]].any(axis=0))
