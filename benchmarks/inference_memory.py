@@ -1,7 +1,8 @@
 """Compilation time and memory of `segment` at the real sizes, weights drawn at random.
 
 Each row is a process of its own, started twice with one compilation cache: the first compiles, the
-second reads the cache. "Compiler" is XLA's own count: weights, and the larger of the network and
+second reads the cache. Seconds are those that JAX reports for compiling, or for reading the cache,
+and, apart, for tracing and lowering. "Compiler" is XLA's own count: weights, and the larger of the network and
 the read-out, which follow each other. "Process" is the most that the process ever held: Python,
 compiling, two copies of the weights while they are read.
 
@@ -16,7 +17,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 
 SIZE = (480, 640)
@@ -26,6 +26,7 @@ SAM = {"vitb16": "vitb", "vitl14_336": "vith"}
 
 def measure(size: str, num_classes: int) -> dict[str, float]:
     """In this process."""
+    import jax
     import numpy as np
 
     from sammi_jax.config.model import SAM_SIZES, SEGMENTER_SIZES, MaskConfig
@@ -34,6 +35,13 @@ def measure(size: str, num_classes: int) -> dict[str, float]:
 
     masks = MaskConfig(sam=SAM_SIZES[SAM[size]])
     config = replace(SEGMENTER_SIZES[size], masks=masks)
+    found: dict[str, list[float]] = {"compile": [], "lower": []}
+
+    def listen(name: str, seconds: float, **_: object) -> None:
+        if name.startswith("/jax/core/compile/"):
+            found["compile" if "backend" in name else "lower"].append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     rng = np.random.default_rng(0)
     params = {
         path: 0.02 * rng.standard_normal(want.shape, np.float32)
@@ -45,17 +53,13 @@ def measure(size: str, num_classes: int) -> dict[str, float]:
     texts = rng.standard_normal(width, np.float32)
     image = rng.integers(0, 256, (*SIZE, 3), np.uint8)
     names = [f"class {i}" for i in range(num_classes)]
-    seconds = []
-    for _ in range(2):
-        began = time.perf_counter()
-        model.segment(image, names, text_embeddings=texts, keep_scores=False)
-        seconds.append(time.perf_counter() - began)
+    model.segment(image, names, text_embeddings=texts, keep_scores=False)
+    seconds = {name: sum(parts) for name, parts in found.items()}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     parts = model.memory(num_classes, SIZE)
     program = max(parts["network"], parts["readout"])
     return {
-        "first": seconds[0],
-        "second": seconds[1],
+        **seconds,
         "weights": parts["weights"] / 2**30,
         "network": parts["network"] / 2**30,
         "readout": parts["readout"] / 2**30,
@@ -73,10 +77,11 @@ def row(size: str, num_classes: int) -> str:
             json.loads(subprocess.run(command, env=environment, check=True, stdout=-1).stdout)
             for _ in range(2)
         ]
-    cold, warm = (each["first"] - each["second"] for each in found)
+    cold, warm = (each["compile"] for each in found)
+    lower = found[0]["lower"]
     parts = " | ".join(f"{found[0][key]:.2f}" for key in ("weights", "network", "readout", "sum"))
     held = " | ".join(f"{each['process']:.2f}" for each in found)
-    return f"| {size} | {num_classes} | {cold:.0f} | {warm:.1f} | {parts} | {held} |"
+    return f"| {size} | {num_classes} | {cold:.0f} | {warm:.1f} | {lower:.1f} | {parts} | {held} |"
 
 
 def main() -> None:
@@ -87,10 +92,10 @@ def main() -> None:
     if options.inside:
         print(json.dumps(measure(options.inside[0], int(options.inside[1]))))
         return
-    print(
-        "| CLIP | T | compile, s | from the cache, s | weights, GiB | network | read-out | ", end=""
-    )
-    print("compiler: sum | process, compiling | process, cached |\n|" + "---|" * 10)
+    titles = ["CLIP", "T", "compile, s", "from the cache, s", "trace and lower, s"]
+    titles += ["weights, GiB", "network", "read-out", "compiler: sum"]
+    titles += ["process, compiling", "process, cached"]
+    print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}")
     rows = [options.only] if options.only else ROWS
     for size, count in rows:
         print(row(size, int(count)), flush=True)
