@@ -2,9 +2,9 @@
 
 Each row is a process of its own, started twice with one compilation cache: the first compiles, the
 second reads the cache. Seconds are those that JAX reports for compiling, or for reading the cache,
-and, apart, for tracing and lowering. "Compiler" is XLA's own count: weights, and the larger of the network and
-the read-out, which follow each other. "Process" is the most that the process ever held: Python,
-compiling, two copies of the weights while they are read.
+and, apart, for tracing and lowering. "Compiler" is XLA's own count: weights, and the larger of the
+network and the read-out, which follow each other. "Process" is the most that the process ever held:
+Python, compiling, two copies of the weights while they are read.
 
 Run: ``python benchmarks/inference_memory.py`` (CPU, half an hour) or, for one row,
 ``python benchmarks/inference_memory.py --only vitl14_336 847``.
