@@ -84,7 +84,7 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b h w c"]) -> Float[Array, "*b h w d"]:
         """Convolve the maps."""
-        out = conv(x.reshape(-1, *x.shape[-3:]), self.kernel[...])
+        out = conv(x.reshape(-1, *x.shape[-3:]), jnp.asarray(self.kernel[...]))
         out = out.reshape(*x.shape[:-1], out.shape[-1])
         return out if self.bias is None else out + jnp.broadcast_to(self.bias[...], out.shape)
 

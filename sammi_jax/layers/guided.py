@@ -39,7 +39,7 @@ def guided_conv(
         x: maps of each class.
         guidance: one map an image.
     """
-    kernel, dim = layer.kernel[...], x.shape[-1]
+    kernel, dim = jnp.asarray(layer.kernel[...]), x.shape[-1]
 
     mapped = conv(x.reshape(-1, *x.shape[2:]), kernel[:, :, :dim])
     shared = conv(guidance, kernel[:, :, dim:])
