@@ -11,15 +11,19 @@ from flax import nnx
 
 import sammi_jax
 from sammi_jax.config.model import AggregatorConfig
-from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.errors import SammiError
+from sammi_jax.inference.segmenter import Segmenter
 from sammi_jax.layers import pieces
+from sammi_jax.layers.init import Keys
 from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.models import aggregator as aggregator_module
 from sammi_jax.models.aggregator import Aggregator
 from sammi_jax.models.class_texts import ClassTexts
+from sammi_jax.models.sammi import Sammi
+from sammi_jax.weights.params import flat_params
 from tests.parity import assert_parity
 from tests.test_aggregator import CONFIG, _random, _random_inputs
+from tests.test_sammi import CATSEG
 
 
 @pytest.fixture
@@ -164,16 +168,21 @@ def test_short_of_memory_other_platforms_cut_as_well(no_cache):
     assert not loops(contextlib.nullcontext)  # and it ends with the block
 
 
-def test_memory_within_a_budget():
-    """The bundled model on a CPU: the same labels, or one line that says what it takes."""
-    scene = open_dataset("os48/val_seen", 1)
-    picture, names = scene.source[0]["image"], list(scene.class_names)
-    free, bounded = (sammi_jax.load(memory_gib=gib) for gib in (None, 2.0))
+def test_memory_within_a_budget(rng):
+    """On a CPU: the same labels, or one line that says what it takes."""
+    picture = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    names, texts = ["a", "b", "c"], rng.normal(size=(3, CATSEG.clip.embed_dim))
+    params = flat_params(Sammi(CATSEG, rngs=Keys(0)))
+    free, bounded, short = (
+        Segmenter(CATSEG, params, lambda: pytest.fail("no text is read"), memory_gib=gib)
+        for gib in (None, 2.0, 0.0001)
+    )
     bounded.check_memory(len(names))
-    ours, reference = (model.segment(picture, names).labels for model in (bounded, free))
+    ours, reference = (
+        model.segment(picture, names, text_embeddings=texts).labels for model in (bounded, free)
+    )
     np.testing.assert_array_equal(ours, reference)
-    short = sammi_jax.load(memory_gib=0.001)
-    with pytest.raises(SammiError, match=r"0.001 GiB of memory: this model needs 0\.\d\d for 48"):
+    with pytest.raises(SammiError, match=r"0.0001 GiB of memory: this model needs 0\.\d\d for 8"):
         short.check_memory(len(names))
     with pytest.raises(SammiError, match="memory_gib 0: give more than 0"):
         sammi_jax.load(memory_gib=0.0)

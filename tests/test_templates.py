@@ -140,9 +140,9 @@ def test_zero_shot_averages_unit_vectors(clip_folder, image):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The model folder of a SAM-MI that was trained for two steps, and its run's task."""
+    """The model folder of a CAT-Seg that was trained for two steps, and its run's task."""
     config = TrainConfig(
-        task=SegmentConfig(model=CONFIG), steps=2, batch_size=8, checkpoint_every=2
+        task=SegmentConfig(model=CATSEG), steps=2, batch_size=8, checkpoint_every=2
     )
     task = make_task(config)
     return train(task, config, tmp_path_factory.mktemp("run") / "run"), task
@@ -152,7 +152,7 @@ def test_training(trained):
     """Every template's channel of the cost map learns."""
     folder, task = trained
     found, start = read_model(folder), task.initial_params(0)
-    assert found.config == CONFIG
+    assert found.config == CATSEG
     assert task.batch(0).shared["token_ids"].shape[1:] == (2, 12)
     kernel = "aggregator/embedding/kernel"
     moved = np.abs(found.params[kernel] - np.asarray(start[kernel])).max(axis=(0, 1, 3))
