@@ -3,7 +3,7 @@
 Trains the demo's SAM-MI for a step or two, then starts it again, each time in a new process: with
 an empty and a warm cache, on disk and in a bucket. The bucket is an emulator's on this machine.
 
-    python benchmarks/restart.py --workdir /tmp/restart
+    python benchmarks/restart.py --workdir DIR
 """
 
 import argparse

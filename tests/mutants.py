@@ -45,8 +45,10 @@ GROUPS = {
     ),
 }
 # Exchanges that mostly end in a type error (a shift of floats) say nothing about tests.
-ARITHMETIC = ["Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Mul_Add", "FloorDiv_Mul"]
-ARITHMETIC += ["Pow_Mul", "BitAnd_BitOr"]
+ARITHMETIC = (
+    *("Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "Mul_Add", "FloorDiv_Mul", "Pow_Mul"),
+    "BitAnd_BitOr",
+)
 OPERATORS = (
     *(f"core/ReplaceBinaryOperator_{name}" for name in ARITHMETIC),
     *("core/NumberReplacer", "core/AddNot", "core/ReplaceTrueWithFalse"),
