@@ -92,7 +92,7 @@ class Tiny:
         block = self.aggregator.decoder[i]
         x = self.layer_input(2)[:, :3] if i == 0 else self.decoder(0)
         level = rearrange(jnp.asarray(self(f"proj_decoder_guidance{i}")), MAPS)
-        return jax.jit(lambda x, level: block(x, level))(x, level)  # noqa: PLW0108  (a new function)
+        return jax.jit(lambda x, level: block(x, block.share(level)))(x, level)
 
 
 class Padded:
@@ -180,8 +180,8 @@ def test_decoder(tiny):
         reference = rearrange(tiny(f"decoder{i + 1}"), CLASS_MAPS)
         ours = tiny.decoder(i)[:, : reference.shape[1]]
         assert_parity(ours, reference, name=f"decoder{i + 1}")
-    guidance = tiny.aggregator.project_guidance(tiny.guidance)
-    logits = jax.jit(tiny.aggregator.decode)(tiny.layer_input(2), guidance)
+    shared = tiny.aggregator.share(tiny.aggregator.project_guidance(tiny.guidance))
+    logits = jax.jit(tiny.aggregator.decode)(tiny.layer_input(2), shared)
     assert_parity(logits, tiny("logits"), name="logits from layer1_class")
 
 

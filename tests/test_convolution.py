@@ -10,7 +10,7 @@ from sammi_jax.parallel.mesh import AXES
 from tests.parity import assert_parity
 
 
-def _gradients(x, kernel):
+def _gradients(x, kernel, padding):
     def loss(convolve):
         def value(x, kernel):
             return jnp.sum(jnp.sin(convolve(x, kernel)))
@@ -19,23 +19,28 @@ def _gradients(x, kernel):
 
     def plain(x, kernel):
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=dimensions)
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), padding, dimension_numbers=dimensions
+        )
 
-    return loss(conv)(x, kernel), loss(plain)(x, kernel)
+    ours = loss(lambda x, kernel: conv(x, kernel, padding))
+    return ours(x, kernel), loss(plain)(x, kernel)
 
 
 @pytest.mark.parametrize(
-    ("maps", "kernel"),
+    ("maps", "kernel", "padding"),
     [
-        ((3, 8, 6, 16), (3, 3, 16, 20)),
-        ((2, 9, 9, 17), (7, 7, 17, 16)),
-        ((2, 5, 7, 16), (1, 1, 16, 16)),
-        ((3, 8, 6, 2), (3, 3, 2, 20)),  # few channels: XLA's
+        ((3, 8, 6, 16), (3, 3, 16, 20), "SAME"),
+        ((2, 9, 9, 17), (7, 7, 17, 16), "SAME"),
+        ((2, 5, 7, 16), (1, 1, 16, 16), "SAME"),
+        ((3, 8, 6, 16), (2, 2, 16, 20), "VALID"),
+        ((3, 8, 6, 16), (3, 3, 16, 20), "VALID"),
+        ((3, 8, 6, 2), (3, 3, 2, 20), "SAME"),  # few channels: XLA's
     ],
 )
-def test_gradients(maps, kernel, rng):
+def test_gradients(maps, kernel, padding, rng):
     x, kernel = (jnp.asarray(rng.normal(size=shape), "f") for shape in (maps, kernel))
-    ours, reference = _gradients(x, kernel)
+    ours, reference = _gradients(x, kernel, padding)
     for a, b, name in zip(ours, reference, ("maps", "kernel"), strict=True):
         assert_parity(a, b, 1e-6, name)
 

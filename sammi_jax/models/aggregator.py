@@ -9,6 +9,7 @@ the reference gives for them alone; ``cost_skip`` [ours] adds the scaled raw cos
 
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,11 @@ from flax import nnx
 from sammi_jax.config.model import AggregatorConfig, Remat
 from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
 from sammi_jax.layers.class_attention import ClassAggregation
-from sammi_jax.layers.guided import guided_conv
+from sammi_jax.layers.convolution import conv
 from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.layers.remat import rematerialized
 from sammi_jax.layers.swin import SpatialAggregation
+from sammi_jax.layers.upsampling import compose, upsampled_conv
 from sammi_jax.models.class_texts import ClassTexts
 from sammi_jax.models.dmi import Injection
 from sammi_jax.ops.resize import resize
@@ -56,16 +58,39 @@ class DecoderBlock(nnx.Module):
         self.conv2 = Conv(out_dim, out_dim, 3, use_bias=False, rngs=rngs)
         self.norm2 = group_norm(out_dim, groups, rngs=rngs)
 
+    def share(self, guidance: Float[Array, "b h2 w2 g"]) -> "SharedByClasses":
+        """Compute what does not depend on the class."""
+        up, bias, kernel = self.up.kernel[...], self.up.bias[...], self.conv1.kernel[...]
+        width = bias.shape[0]
+        bias = jnp.broadcast_to(bias, (*guidance.shape[:-1], width))
+        added = conv(jnp.concatenate([bias, guidance], axis=-1), jnp.asarray(kernel))
+        return SharedByClasses(added, compose(up, kernel[:, :, :width]))
+
     def __call__(
-        self, x: Float[Array, "b t h w c"], guidance: Float[Array, "b h2 w2 g"]
+        self, x: Float[Array, "b t h w c"], shared: "SharedByClasses"
     ) -> Float[Array, "b t h2 w2 d"]:
-        """Decode each class's map; ``guidance`` is shared by the classes of an image."""
-        batch = x.shape[0]
-        x = guided_conv(self.conv1, self.up(x), guidance)
+        """Decode each class's map."""
+        batch, up = x.shape[0], self.up.kernel[...]
+        kernel = self.conv1.kernel[...][:, :, : up.shape[-1]]
+        x = upsampled_conv(rearrange(x, "b t h w c -> (b t) h w c"), up, kernel, shared.composed)
+        x = rearrange(x, "(b t) h w c -> b t h w c", b=batch) + shared.added[:, None]
         x = rearrange(x, "b t h w c -> (b t) h w c")  # a norm's statistics are of one class's map
         x = jax.nn.relu(self.norm1(x))
         x = jax.nn.relu(self.norm2(self.conv2(x)))
         return rearrange(x, "(b t) h w c -> b t h w c", b=batch)
+
+
+class SharedByClasses(NamedTuple):
+    """What the classes of an image share in a `DecoderBlock`.
+
+    Attributes:
+        added: to each class's map, before the first norm: what the first convolution makes of the
+            guidance and of the bias of the up-sampling.
+        composed: kernel of the up-sampling and the first convolution (`compose`).
+    """
+
+    added: Float[Array, "b h2 w2 d"]
+    composed: Float[Array, "2 2 c k"]
 
 
 class Aggregator(nnx.Module):
@@ -136,18 +161,23 @@ class Aggregator(nnx.Module):
         pairs = zip(self.decoder_projections, guidance, strict=True)
         return [jax.nn.relu(projection(level)) for projection, level in pairs]
 
+    def share(self, guidance: list[Array]) -> list[SharedByClasses]:
+        """What the classes share in the two decoder blocks, from their projected guidance."""
+        pairs = zip(self.decoder, guidance, strict=True)
+        return [block.share(level) for block, level in pairs]
+
     def decode(
         self,
         x: Float[Array, "b t h w c"],
-        guidance: list[Array],
+        shared: list[SharedByClasses],
         cost: Float[Array, "b h w t p"] | None = None,
         injection: Injection | None = None,
     ) -> Float[Array, "b t h4 w4"]:
-        """Up-sample four times with the projected guidance; one logit a class and cell.
+        """Up-sample four times with what the classes share; one logit a class and cell.
 
         The masks' evidence, where there is an ``injection``, is measured against ``cost``.
         """
-        for stage, (block, level) in enumerate(zip(self.decoder, guidance, strict=True), start=1):
+        for stage, (block, level) in enumerate(zip(self.decoder, shared, strict=True), start=1):
             x = block(x, level)
             if injection is not None and cost is not None:
                 x = injection.add_evidence(stage, x, cost)
@@ -216,14 +246,14 @@ class Aggregator(nnx.Module):
             x = in_pieces(spatial, [x], axes=[1], most=CLASSES, recompute=recompute)
             classes = partial(layer.classes, pooling_size=pooling_size)
             x = stage(classes)(x, text, mask, num_padding)
-        guidance = self.project_guidance(decoder_guidance)
+        shared = self.share(self.project_guidance(decoder_guidance))
         if injection is None or injection.scores is None:  # no evidence
-            decode = stage(partial(self.decode, guidance=guidance))
+            decode = stage(partial(self.decode, shared=shared))
             logits = in_pieces(decode, [x], axes=[1], most=CLASSES, recompute=recompute)
         else:
 
             def decode_with(x: Array, cost: Array, scores: Array) -> Array:
-                return self.decode(x, guidance, cost, replace(injection, scores=scores))
+                return self.decode(x, shared, cost, replace(injection, scores=scores))
 
             parts = [x, cost, injection.scores]  # the evidence is recomputed as well
             decode = stage(decode_with)
