@@ -66,7 +66,8 @@ def _inject(graphdef_state, batch):
     injection, low, high = dmi(
         batch["low"], batch["high"], batch["text"], batch["masks"], batch["valid"]
     )
-    maps = [injection.add_evidence(i, x, batch["cost"]) for i, x in enumerate(batch["maps"])]
+    evidence = [injection.evidence(i, batch["cost"]) for i in range(len(batch["maps"]))]
+    maps = [e.add(x) if e else x for e, x in zip(evidence, batch["maps"], strict=True)]
     return low, *high, *maps
 
 

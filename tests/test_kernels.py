@@ -14,8 +14,12 @@ import pytest
 from flax import nnx
 
 from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.layers import Conv, layer_norm
 from sammi_jax.layers.class_attention import ClassAggregation
 from sammi_jax.layers.swin import SwinBlock
+from sammi_jax.models.decoder import DecoderBlock, decode_in_kernels, decode_plainly
+from sammi_jax.models.dmi import Evidence
+from sammi_jax.models.sam.image_encoder import norm_in_kernel
 from sammi_jax.models.sam.relative_attention import (
     attend_cells,
     attend_in_kernel,
@@ -89,6 +93,13 @@ def test_attention_in_windows():
     assert_same(kernel, plain, x, weights, bias, rel_h, rel_w)
 
 
+def test_map_norm():
+    graphdef, state = noisy(layer_norm(16, eps=1e-2, rngs=nnx.Rngs(0)))
+    (x,) = normal(1, (2, 8, 4, 16))
+    kernel = lambda state, x: norm_in_kernel(nnx.merge(graphdef, state), x, interpret=True)  # noqa: E731
+    assert_same(kernel, lambda state, x: nnx.merge(graphdef, state)(x), state, x)
+
+
 def test_attention_over_a_map():
     """256 cells in blocks of 128 and more; the heads of 8 channels and positions fill 40 of 128."""
     query, key, value = normal(0, *[(1, 2, 16, 16, 8)] * 3)
@@ -131,6 +142,37 @@ def test_class_aggregation():
         return present
 
     assert_same(run("run_kernel", interpret=True), run("run_plainly"), state, x, text)
+
+
+def test_decoder():
+    """Both blocks and the head on maps of 4 x 3 cells, with evidence behind each block.
+
+    Three classes in two images; the blocks' norms have two groups and one.
+    """
+    in_dim, dims, guides = 40, (32, 16), (6, 4)
+
+    class Decoder(nnx.Module):
+        def __init__(self, rngs):
+            sizes = zip((in_dim, dims[0]), guides, dims, strict=True)
+            self.blocks = nnx.List([DecoderBlock(*size, rngs=rngs) for size in sizes])
+            self.evidence = nnx.List([Conv(2, dim, 3, use_bias=False, rngs=rngs) for dim in dims])
+            self.head = Conv(dims[1], 1, 3, rngs=rngs)
+
+    graphdef, state = noisy(Decoder(nnx.Rngs(0)))
+    x, *guidance = normal(1, (2, 3, 4, 3, in_dim), (2, 8, 6, guides[0]), (2, 16, 12, guides[1]))
+    maps = normal(2, (2, 3, 8, 6, 2), (2, 3, 16, 12, 2))
+
+    def run(form, **options):
+        def decoded(state, x, guidance, maps):
+            model = nnx.merge(graphdef, state)
+            shared = [b.share(g) for b, g in zip(model.blocks, guidance, strict=True)]
+            evidence = [Evidence(m, c) for m, c in zip(maps, model.evidence, strict=True)]
+            return form(list(model.blocks), model.head, x, shared, evidence, **options)
+
+        return decoded
+
+    kernel, plain = run(decode_in_kernels, interpret=True), run(decode_plainly)
+    assert_same(kernel, plain, state, x, guidance, maps)
 
 
 @pytest.mark.parametrize("batch", [8, 3])

@@ -9,7 +9,6 @@ the reference gives for them alone; ``cost_skip`` [ours] adds the scaled raw cos
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +16,19 @@ from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config.model import AggregatorConfig, Remat
-from sammi_jax.layers import Conv, TransposedConv, group_norm, linear
+from sammi_jax.layers import Conv, linear
 from sammi_jax.layers.class_attention import ClassAggregation
-from sammi_jax.layers.convolution import conv
 from sammi_jax.layers.pieces import in_pieces
 from sammi_jax.layers.remat import rematerialized
 from sammi_jax.layers.swin import SpatialAggregation
-from sammi_jax.layers.upsampling import compose, upsampled_conv
 from sammi_jax.models.class_texts import ClassTexts
-from sammi_jax.models.dmi import Injection
+from sammi_jax.models.decoder import DecoderBlock, SharedByClasses, decode
+from sammi_jax.models.dmi import Evidence, Injection
 from sammi_jax.ops.resize import resize
 from sammi_jax.typing import Array, Bool, Float, Int
 
 ABSENT_LOGIT = -100.0
 CLASSES = 4  # whose maps a CPU treats at once, where classes do not meet
-GROUP_SIZE = 16  # channels in a group of the decoder's norms
 # Cosines of a few tenths then start as logits around -3: about the prior of one class in many.
 SKIP_SCALE, SKIP_BIAS = 10.0, -5.0
 
@@ -45,52 +42,6 @@ class AggregatorLayer(nnx.Module):
             dim, config.appearance_dim, heads, config.window_size, rngs=rngs
         )
         self.classes = ClassAggregation(dim, config.text_dim, heads, config.attention, rngs=rngs)
-
-
-class DecoderBlock(nnx.Module):
-    """Doubles the side: transposed convolution, guidance appended, two convolutions with norms."""
-
-    def __init__(self, in_dim: int, guidance_dim: int, out_dim: int, *, rngs: nnx.Rngs):
-        groups = max(out_dim // GROUP_SIZE, 1)
-        self.up = TransposedConv(in_dim, in_dim - guidance_dim, 2, rngs=rngs)
-        self.conv1 = Conv(in_dim, out_dim, 3, use_bias=False, rngs=rngs)
-        self.norm1 = group_norm(out_dim, groups, rngs=rngs)
-        self.conv2 = Conv(out_dim, out_dim, 3, use_bias=False, rngs=rngs)
-        self.norm2 = group_norm(out_dim, groups, rngs=rngs)
-
-    def share(self, guidance: Float[Array, "b h2 w2 g"]) -> "SharedByClasses":
-        """Compute what does not depend on the class."""
-        up, bias, kernel = self.up.kernel[...], self.up.bias[...], self.conv1.kernel[...]
-        width = bias.shape[0]
-        bias = jnp.broadcast_to(bias, (*guidance.shape[:-1], width))
-        added = conv(jnp.concatenate([bias, guidance], axis=-1), jnp.asarray(kernel))
-        return SharedByClasses(added, compose(up, kernel[:, :, :width]))
-
-    def __call__(
-        self, x: Float[Array, "b t h w c"], shared: "SharedByClasses"
-    ) -> Float[Array, "b t h2 w2 d"]:
-        """Decode each class's map."""
-        batch, up = x.shape[0], self.up.kernel[...]
-        kernel = self.conv1.kernel[...][:, :, : up.shape[-1]]
-        x = upsampled_conv(rearrange(x, "b t h w c -> (b t) h w c"), up, kernel, shared.composed)
-        x = rearrange(x, "(b t) h w c -> b t h w c", b=batch) + shared.added[:, None]
-        x = rearrange(x, "b t h w c -> (b t) h w c")  # a norm's statistics are of one class's map
-        x = jax.nn.relu(self.norm1(x))
-        x = jax.nn.relu(self.norm2(self.conv2(x)))
-        return rearrange(x, "(b t) h w c -> b t h w c", b=batch)
-
-
-class SharedByClasses(NamedTuple):
-    """What the classes of an image share in a `DecoderBlock`.
-
-    Attributes:
-        added: to each class's map, before the first norm: what the first convolution makes of the
-            guidance and of the bias of the up-sampling.
-        composed: kernel of the up-sampling and the first convolution (`compose`).
-    """
-
-    added: Float[Array, "b h2 w2 d"]
-    composed: Float[Array, "2 2 c k"]
 
 
 class Aggregator(nnx.Module):
@@ -177,11 +128,10 @@ class Aggregator(nnx.Module):
 
         The masks' evidence, where there is an ``injection``, is measured against ``cost``.
         """
-        for stage, (block, level) in enumerate(zip(self.decoder, shared, strict=True), start=1):
-            x = block(x, level)
-            if injection is not None and cost is not None:
-                x = injection.add_evidence(stage, x, cost)
-        return self.head(x)[..., 0]
+        evidence: list[Evidence | None] = [None, None]
+        if injection is not None and cost is not None:
+            evidence = [injection.evidence(stage, cost) for stage in (1, 2)]
+        return decode(list(self.decoder), self.head, x, shared, evidence)
 
     @jax.named_scope("aggregator")
     def __call__(
@@ -239,8 +189,9 @@ class Aggregator(nnx.Module):
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)
-        if injection is not None:
-            x = injection.add_evidence(0, x, cost)
+        seen = None if injection is None else injection.evidence(0, cost)
+        if seen is not None:
+            x = seen.add(x)
         for layer in self.layers:
             spatial = stage(partial(layer.spatial, appearance=appearance))
             x = in_pieces(spatial, [x], axes=[1], most=CLASSES, recompute=recompute)

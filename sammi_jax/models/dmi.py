@@ -224,24 +224,40 @@ class Injection:
         )
 
     @jax.named_scope("dmi")
-    def add_evidence(
-        self, stage: int, x: Float[Array, "b t h w c"], cost: Float[Array, "b h1 w1 t p"]
-    ) -> Float[Array, "b t h w c"]:
-        """``x + Z_k g_k (spread_k(Q) - up_k(S))`` at the embedding (0) or a decoder block (1, 2).
+    def evidence(self, stage: int, cost: Float[Array, "b h1 w1 t p"]) -> "Evidence | None":
+        """``g_k (spread_k(Q) - up_k(S))`` and ``Z_k``; None if nothing enters at this stage.
 
-        ``g_k`` is how far masks cover a pixel, at most 1.
+        Args:
+            stage: k: the embedding (0) or a decoder block (1, 2).
+            cost: S.
         """
         conv, weights = self.dmi.evidence_convs[stage], self.weights[stage]
         if conv is None or self.scores is None:
-            return x
+            return None
         templates = cost.shape[-1]
         spread = mask_spread(weights, rearrange(self.scores, "b n t p -> b n (t p)"))
         spread = rearrange(spread, "b h w (t p) -> b t h w p", p=templates)
         cost = resize(
             rearrange(cost, "b h w t p -> b t h w p"), (weights.shape[2], weights.shape[3])
         )
-        evidence = _coverage(weights)[:, None, :, :, None] * (spread - cost)
-        return x + conv(evidence.astype(x.dtype))
+        return Evidence(_coverage(weights)[:, None, :, :, None] * (spread - cost), conv)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What masks say of the classes at one resolution.
+
+    Attributes:
+        maps: ``[b, t, h, w, p]``, in float32.
+        conv: takes them to the channels of the maps that they are added to.
+    """
+
+    maps: Array
+    conv: Conv
+
+    def add(self, x: Float[Array, "b t h w c"]) -> Float[Array, "b t h w c"]:
+        """Add the evidence to the aggregator's maps."""
+        return x + self.conv(self.maps.astype(x.dtype))
 
 
 def _coverage(weights: Float[Array, "b n h w"]) -> Float[Array, "b h w"]:

@@ -9,6 +9,7 @@ and scanned (stages of windowed blocks followed by one global block); large atte
 processed in blocks of queries, so that they are never held whole.
 """
 
+from functools import partial
 from typing import Any, cast
 
 import jax
@@ -17,6 +18,7 @@ from einops import rearrange
 from flax import nnx
 
 from sammi_jax.config.model import SamConfig
+from sammi_jax.kernels import layer_norm as layer_norm_kernel
 from sammi_jax.kernels.parts import serves
 from sammi_jax.kernels.window_attention import fits
 from sammi_jax.layers import Conv, Mlp, PatchEmbed, Stack, layer_norm, linear
@@ -92,6 +94,29 @@ class RelativeAttention(nnx.Module):
         return window_attention((query, key, value), bias, *self._positions(self.size, self.size))
 
 
+def map_norm(norm: nnx.LayerNorm, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """``norm(x)``, the norm of the channels of each cell; on TPUs in bfloat16 a kernel."""
+    if serves(x) and layer_norm_kernel.fits(x.shape[1] * x.shape[2], x.shape[3]):
+        in_kernel = partial(norm_in_kernel, norm)
+        return jax.lax.platform_dependent(x, tpu=in_kernel, default=norm)
+    return norm(x)
+
+
+def norm_in_kernel(
+    norm: nnx.LayerNorm, x: Float[Array, "b h w c"], *, interpret: bool = False
+) -> Float[Array, "b h w c"]:
+    """`map_norm` by the kernel for TPUs."""
+
+    def rows(x: Array, scale: Array, bias: Array) -> Array:
+        found: Any = layer_norm_kernel.layer_norm(
+            x.reshape(-1, x.shape[-1]), scale, bias, norm.epsilon, interpret
+        )
+        return found.reshape(x.shape)
+
+    scale, bias = (cast(nnx.Param, param)[...] for param in (norm.scale, norm.bias))
+    return by_device(rows, (x,), scale, bias)
+
+
 class EncoderBlock(nnx.Module):
     """Pre-norm transformer block; attention in windows, or global where ``window_size`` is 0."""
 
@@ -109,8 +134,8 @@ class EncoderBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Apply attention and MLP, each with its residual."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.attention(map_norm(self.norm1, x))
+        return x + self.mlp(map_norm(self.norm2, x))
 
 
 class Neck(nnx.Module):
