@@ -209,13 +209,14 @@ def test_unknown_sizes_take_the_plain_form():
 def test_kernels_compile_for_chips_that_are_not_here():
     """At real sizes and in bfloat16, over four chips, with the gradients that training needs."""
     script = """
+import re
 import jax, jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from sammi_jax.config.experiment import MeshConfig
 from sammi_jax.config.model import AggregatorConfig, SamConfig
 from sammi_jax.layers.init import Keys
-from sammi_jax.models.aggregator import AggregatorLayer
+from sammi_jax.models.aggregator import Aggregator, AggregatorLayer
 from sammi_jax.models.sam.image_encoder import EncoderBlock
 from sammi_jax.parallel.mesh import AXES, make_mesh
 from sammi_jax.pods.aot import describe_topology
@@ -230,14 +231,13 @@ def split(make):
 def compiled(f, *args):
     with jax.set_mesh(mesh):
         text = jax.jit(f).lower(*args).compile().as_text()
-    print(*(name for name in NAMES if f"{name}/pallas_call" in text or f"{name}" in text))
-NAMES = ("sam_window_attention", "splash", "swin_block", "swin_block_backward",
-         "class_attention", "class_attention_backward")
+    calls = set(re.findall(r"%([a-z_]+)[.0-9]* = [^\\n]*tpu_custom_call", text))
+    print(*sorted(calls))
 
-sam = SamConfig(width=160, num_heads=2)
+sam = SamConfig(width=640, num_heads=8)
 for window in (14, 0):
     graphdef, state = split(lambda: EncoderBlock(sam, window, rngs=Keys(0)))
-    compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, shape((AXES,), 4, 64, 64, 160))
+    compiled(lambda state, x: nnx.merge(graphdef, state)(x), state, shape((AXES,), 4, 64, 64, 640))
 
 graphdef, state = split(lambda: AggregatorLayer(AggregatorConfig(), rngs=Keys(0)))
 mask, padding = jnp.ones((4, 20), bool), jnp.full((4,), 236)
@@ -247,6 +247,13 @@ def loss(state, x, appearance, text):
     return jnp.sum(x.astype(jnp.float32))
 compiled(jax.grad(loss, argnums=(0, 1, 2, 3)), state, shape((AXES,), 4, 20, 24, 24, 128),
          shape((AXES,), 4, 24, 24, 128), shape((), 1, 20, 128))
+
+graphdef, state = split(lambda: Aggregator(AggregatorConfig(), 64, rngs=Keys(0)))
+def loss(state, x, *guidance):
+    model = nnx.merge(graphdef, state)
+    return jnp.sum(jnp.square(model.decode(x, model.share(list(guidance))).astype(jnp.float32)))
+compiled(jax.grad(loss, argnums=(0, 1, 2)), state, shape((AXES,), 4, 20, 24, 24, 128),
+         shape((AXES,), 4, 48, 48, 32), shape((AXES,), 4, 96, 96, 16))
 """
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{LIBTPU}", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
@@ -255,7 +262,8 @@ compiled(jax.grad(loss, argnums=(0, 1, 2, 3)), state, shape((AXES,), 4, 20, 24, 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
-        "sam_window_attention",
-        "splash",
-        "swin_block swin_block_backward class_attention class_attention_backward",
+        "layer_norm sam_window_attention",
+        "layer_norm splash_mha_fwd_no_residuals",
+        "class_attention class_attention_backward swin_block swin_block_backward",
+        "decoder_block decoder_block_backward",
     ]

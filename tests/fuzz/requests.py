@@ -73,15 +73,18 @@ class _Model(Segmenter):
         ]
 
 
-@cache
-def _app() -> Any:
+def make_app() -> Guard:
+    """The whole application of `sammi serve`, but for its page and its model."""
     limits = Limits(upload_bytes=10**5, pixels=10**6)
     service = Service(_Model(), "model", limits)
     app = FastAPI(openapi_url=None)
     app.mount(PATH, make_api(service))
-    loop = asyncio.new_event_loop()
-    guarded = Guard(app, service.metrics, OPERATIONS, limits.body_bytes)
-    return SimpleNamespace(app=guarded, loop=loop)
+    return Guard(app, service.metrics, OPERATIONS, limits.body_bytes)
+
+
+@cache
+def _app() -> Any:
+    return SimpleNamespace(app=make_app(), loop=asyncio.new_event_loop())
 
 
 async def _ask(app: Any, method: str, path: str, headers: Any, chunks: list[bytes]) -> Any:
@@ -120,16 +123,16 @@ def _image() -> bytes:
     return file.getvalue()
 
 
-_BASE64 = base64.b64encode(_image()).decode()
+PNG_BASE64 = base64.b64encode(_image()).decode()
 _SEGMENT = {
-    "image": _BASE64,
+    "image": PNG_BASE64,
     "classes": ["sky", "sofa; couch"],
     "background": "other",
     "threshold": 0.3,
     "labels_png": True,
 }
 _MASKS = {
-    "image": _BASE64,
+    "image": PNG_BASE64,
     "points": [[[1, 2]], [[3, 4]]],
     "labels": [[1], [0]],
     "boxes": [[0, 0, 5, 5], [1, 1, 2, 2]],
