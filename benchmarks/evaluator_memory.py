@@ -1,9 +1,11 @@
 """Memory of the evaluator's two programs at the real sizes, as reported by XLA's compiler.
 
-SAM-MI of CLIP ViT-B/16 and SAM ViT-B, canvas 640 with windows of 384, labels up to 1024 x 1024,
-batches of 8 images on one device. The programs are compiled, without weights, and do not run.
+SAM-MI of CLIP ViT-B/16 and SAM ViT-B (or ViT-L/14@336 and ViT-H), canvas 640 with windows of 384,
+labels up to 1024 x 1024, batches of 8 images on one device. The programs are compiled, without
+weights, and do not run. With ``JAX_COMPILATION_CACHE_DIR=DIR``, the seconds of a second call are
+those that reading the cache takes.
 
-Command:   python benchmarks/evaluator_memory.py [--batch 8]
+Command:   python benchmarks/evaluator_memory.py [--batch 8] [--size vitl14_336] [--classes 150]
 Hardware:  two CPU cores (CPU backend), 3 minutes
 """
 
@@ -19,7 +21,13 @@ import numpy as np
 from flax import nnx
 
 from sammi_jax.config.experiment import EvalConfig, MeshConfig
-from sammi_jax.config.model import SEGMENTER_SIZES, MaskConfig, SegmenterConfig, SlidingConfig
+from sammi_jax.config.model import (
+    SAM_SIZES,
+    SEGMENTER_SIZES,
+    MaskConfig,
+    SegmenterConfig,
+    SlidingConfig,
+)
 from sammi_jax.evaluation.evaluator import make_variants
 from sammi_jax.evaluation.program import Readout, make_network, make_readout, make_target
 from sammi_jax.inference.forward import ViewScores, blend_logits, forward_input
@@ -30,7 +38,7 @@ from sammi_jax.parallel.mesh import batch_sharding, make_mesh, replicated
 from sammi_jax.weights.kinds import model_maker
 
 SLIDING = SlidingConfig()
-CONFIG = dataclasses.replace(SEGMENTER_SIZES["vitb16"], masks=MaskConfig(), sliding=SLIDING)
+SAM = {"vitb16": "vitb", "vitl14_336": "vith"}
 LABEL_SHAPE = (1024, 1024)
 TEXTS_PADDED_TO = 8  # as `Segmenter.encode_classes`
 RUNS = ((150, 32), (847, 16), (847, 32), (847, 128))  # (T, class_chunk)
@@ -39,9 +47,8 @@ RUNS = ((150, 32), (847, 16), (847, 32), (847, 128))  # (T, class_chunk)
 class AbstractSegmenter:
     """A `Segmenter` whose parameters are shapes; satisfies `program.Predictor`."""
 
-    config = CONFIG
-
-    def __init__(self):
+    def __init__(self, config: SegmenterConfig):
+        self.config = config
         self._graphdef, self.state = nnx.split(nnx.eval_shape(model_maker(self.config)))
 
     def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
@@ -74,10 +81,12 @@ def abstract(tree: Any, sharding: Any) -> Any:
 class Programs:
     """Lowers the two programs for one number of classes."""
 
-    def __init__(self, num_classes: int, batch_size: int):
+    def __init__(self, size: str, num_classes: int, batch_size: int):
+        masks = MaskConfig(sam=SAM_SIZES[SAM[size]])
+        config = dataclasses.replace(SEGMENTER_SIZES[size], masks=masks, sliding=SLIDING)
         self._mesh = make_mesh(MeshConfig())
-        self._predictor, self._num_classes = AbstractSegmenter(), num_classes
-        self._variants = make_variants(CONFIG, EvalConfig())
+        self._predictor, self._num_classes = AbstractSegmenter(config), num_classes
+        self._variants = make_variants(config, EvalConfig())
         split, whole = batch_sharding(self._mesh), replicated(self._mesh)
         image = np.zeros((*LABEL_SHAPE, 3), np.uint8)
         inputs = self._predictor.prepare(image)
@@ -120,20 +129,25 @@ def report(what: str, lowered: Any) -> None:
         memory.temp_size_in_bytes,
     )
     cells = [f"{size / 2**20:,.0f}" for size in (*sizes, sum(sizes))]
-    print(f"| {what} | {' | '.join(cells)} | {seconds:.0f} |", flush=True)
+    print(f"| {what} | {' | '.join(cells)} | {seconds:.1f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=8, help="images a step")
-    batch_size = parser.parse_args().batch
+    parser.add_argument("--size", choices=SAM, default="vitb16", help="of CLIP")
+    parser.add_argument("--classes", type=int, help="only so many (default 150 and 847)")
+    options = parser.parse_args()
+    batch_size = options.batch
     print(f"{jax.default_backend()}, one device, {batch_size} images a step, MiB\n")
     print("| program | arguments | outputs | temporaries | sum | compile s |")
     print("|---|---|---|---|---|---|")
     programs: dict[int, Programs] = {}
     for num_classes, class_chunk in RUNS:
+        if options.classes not in (None, num_classes):
+            continue
         if num_classes not in programs:
-            programs[num_classes] = Programs(num_classes, batch_size)
+            programs[num_classes] = Programs(options.size, num_classes, batch_size)
             report(f"network, T = {num_classes}", programs[num_classes].network())
         name = f"read-out, T = {num_classes}, class_chunk = {class_chunk}"
         report(name, programs[num_classes].readout(class_chunk))
