@@ -7,6 +7,7 @@ OPEN_CLIP := open_clip_torch==3.3.0
 UV := uv>=0.9
 COSMIC_RAY := cosmic-ray>=8.4,<9
 PYTEST_COV := pytest-cov>=7,<8
+ATHERIS := atheris>=3,<4
 PIP_AUDIT := pip-audit>=2.9,<3
 SELENIUM := selenium>=4.25,<5
 # Versions with which the tests passed; `make lock` looks for newer ones.
@@ -15,7 +16,7 @@ PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help \
-	coverage mutants lock licenses audit release
+	coverage mutants fuzz lock licenses audit release
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -84,6 +85,11 @@ mutants: $(TEST_STAMP)  ## small faults put into heads, metrics, conversion and 
 	$(PIP_INSTALL) -c $(LOCK) "$(COSMIC_RAY)"
 	$(BIN)/python tests/mutants.py $(ARGS)
 
+SECONDS := 300
+fuzz: $(TEST_STAMP)  ## cases that follow coverage, for one reader: make fuzz NAME=torch_pickle SECONDS=300
+	$(PIP_INSTALL) "$(ATHERIS)"
+	$(BIN)/python -m tests.fuzz.guided $(NAME) --seconds $(SECONDS)
+
 docs: $(TEST_STAMP)  ## the documentation as a site, with the reference of Python and commands: site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
@@ -101,7 +107,8 @@ licenses: $(TEST_STAMP)  ## licenses of all that users install, in docs/licenses
 
 audit: $(TEST_STAMP)  ## known vulnerabilities of the locked versions (asks PyPI)
 	$(PIP_INSTALL) "$(PIP_AUDIT)"
-	$(BIN)/pip-audit --progress-spinner off --no-deps --disable-pip --requirement $(LOCK)
+	$(BIN)/pip-audit --progress-spinner off --strict --no-deps --disable-pip \
+		--requirement $(LOCK)
 
 release: $(TEST_STAMP)  ## everything of a release but its publication: make release VERSION=X.Y.Z
 	.ci/release "$(VERSION)" $(BIN)

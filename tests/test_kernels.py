@@ -245,14 +245,14 @@ def loss(state, x, appearance, text):
     layer = nnx.merge(graphdef, state)
     x = layer.classes(layer.spatial(x, appearance), text, mask, padding, 2)
     return jnp.sum(x.astype(jnp.float32))
-compiled(jax.grad(loss, argnums=(0, 1, 2, 3)), state, shape((AXES,), 4, 20, 24, 24, 128),
+compiled(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)), state, shape((AXES,), 4, 20, 24, 24, 128),
          shape((AXES,), 4, 24, 24, 128), shape((), 1, 20, 128))
 
 graphdef, state = split(lambda: Aggregator(AggregatorConfig(), 64, rngs=Keys(0)))
 def loss(state, x, *guidance):
     model = nnx.merge(graphdef, state)
     return jnp.sum(jnp.square(model.decode(x, model.share(list(guidance))).astype(jnp.float32)))
-compiled(jax.grad(loss, argnums=(0, 1, 2)), state, shape((AXES,), 4, 20, 24, 24, 128),
+compiled(jax.value_and_grad(loss, argnums=(0, 1, 2)), state, shape((AXES,), 4, 20, 24, 24, 128),
          shape((AXES,), 4, 48, 48, 32), shape((AXES,), 4, 96, 96, 16))
 """
     environment = {"PYTHONPATH": f"{ROOT}{os.pathsep}{LIBTPU}", "JAX_PLATFORMS": "cpu"}
