@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 
 from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.kernels.window_attention import ROW
 from sammi_jax.layers import Conv, layer_norm
 from sammi_jax.layers.class_attention import ClassAggregation
+from sammi_jax.layers.space_to_depth import depth_to_space
 from sammi_jax.layers.swin import SwinBlock
 from sammi_jax.models.decoder import DecoderBlock, decode_in_kernels, decode_plainly
 from sammi_jax.models.dmi import Evidence
@@ -26,6 +28,8 @@ from sammi_jax.models.sam.relative_attention import (
     relative_positions,
 )
 from sammi_jax.models.sam.window_attention import (
+    cut_normed_windows,
+    cut_normed_windows_plainly,
     cut_windows,
     join_windows,
     kernel_attention,
@@ -98,6 +102,18 @@ def test_map_norm():
     (x,) = normal(1, (2, 8, 4, 16))
     kernel = lambda state, x: norm_in_kernel(nnx.merge(graphdef, state), x, interpret=True)  # noqa: E731
     assert_same(kernel, lambda state, x: nnx.merge(graphdef, state)(x), state, x)
+
+
+def test_windows_of_a_norm():
+    """Maps of 5 x 4 cells, whose windows of 3 reach over both edges; cells beside are any."""
+    x, scale, bias = normal(1, (2, 5, 4, 16), (16,), (16,))
+    inside = (jnp.arange(3 * ROW) % ROW < 3)[None, :, None]
+
+    def run(form, **options):
+        return lambda *inputs: jnp.where(inside, form(*inputs, 1e-2, 3, **options), 0.0)
+
+    kernel = run(cut_normed_windows, interpret=True)
+    assert_same(kernel, run(cut_normed_windows_plainly), x, scale, bias)
 
 
 def test_attention_over_a_map():
@@ -173,6 +189,24 @@ def test_decoder():
 
     kernel, plain = run(decode_in_kernels, interpret=True), run(decode_plainly)
     assert_same(kernel, plain, state, x, guidance, maps)
+
+
+def test_decoder_block_without_evidence():
+    graphdef, state = noisy(DecoderBlock(10, 2, 16, rngs=nnx.Rngs(0)))
+    x, guidance = normal(1, (1, 2, 2, 3, 10), (1, 4, 6, 2))
+
+    def kernel(state, x, guidance):
+        block = nnx.merge(graphdef, state)
+        maps = block.run_kernel(
+            x.reshape(1, 2, 6, 10), block.share(guidance), None, 1, interpret=True
+        )
+        return depth_to_space(maps.reshape(1, 2, 2, 3, 64), 2)
+
+    def plain(state, x, guidance):
+        block = nnx.merge(graphdef, state)
+        return block(x, block.share(guidance))
+
+    assert_same(kernel, plain, state, x, guidance)
 
 
 @pytest.mark.parametrize("batch", [8, 3])
@@ -262,7 +296,7 @@ compiled(jax.value_and_grad(loss, argnums=(0, 1, 2)), state, shape((AXES,), 4, 2
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines() == [
-        "layer_norm sam_window_attention",
+        "layer_norm norm_windows sam_window_attention",
         "layer_norm splash_mha_fwd_no_residuals",
         "class_attention class_attention_backward swin_block swin_block_backward",
         "decoder_block decoder_block_backward",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from sammi_jax.kernels.layer_norm import layer_norm_plainly, norm_windows
 from sammi_jax.kernels.window_attention import ROW, attend_windows
 from sammi_jax.layers.attention import MASKED, merge_heads, split_heads
 from sammi_jax.models.sam.relative_attention import attend_cells, relative_positions
@@ -104,6 +105,44 @@ def cut_windows(x: Float[Array, "b h w c"], window: int) -> Float[Array, "n m c"
     """
     x = _columns(x, window, ROW)
     return rearrange(x, "b j (i p) q c -> (b j i) (p q) c", p=window)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def cut_normed_windows(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    eps: float,
+    window: int,
+    interpret: bool = False,
+) -> Float[Array, "n m c"]:
+    """`cut_windows` of a layer norm, as a kernel; the gradient is that of the plain forms."""
+    return norm_windows(x, scale, bias, eps, window, ROW, interpret=interpret)
+
+
+def cut_normed_windows_plainly(
+    x: Float[Array, "b h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    eps: float,
+    window: int,
+) -> Float[Array, "n m c"]:
+    """`cut_normed_windows` without a kernel."""
+    normed = layer_norm_plainly(x.reshape(-1, x.shape[-1]), scale, bias, eps)
+    return cut_windows(normed.reshape(x.shape), window)
+
+
+def _cut_forward(x, scale, bias, eps, window, interpret):
+    return cut_normed_windows(x, scale, bias, eps, window, interpret), (x, scale, bias)
+
+
+def _cut_backward(eps, window, interpret, inputs, gradient):
+    del interpret
+    plain = partial(cut_normed_windows_plainly, eps=eps, window=window)
+    return jax.vjp(plain, *inputs)[1](gradient)
+
+
+cut_normed_windows.defvjp(_cut_forward, _cut_backward)
 
 
 def join_windows(
