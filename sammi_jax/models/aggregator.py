@@ -189,9 +189,9 @@ class Aggregator(nnx.Module):
         num_padding = jnp.maximum(self.config.pad_length - jnp.sum(mask, axis=1), 0)
         appearance = self.project_appearance(appearance)
         x = self.embed(cost)
-        seen = None if injection is None else injection.evidence(0, cost)
-        if seen is not None:
-            x = seen.add(x)
+        evidence = None if injection is None else injection.evidence(0, cost)
+        if evidence is not None:
+            x = evidence.add(x)
         for layer in self.layers:
             spatial = stage(partial(layer.spatial, appearance=appearance))
             x = in_pieces(spatial, [x], axes=[1], most=CLASSES, recompute=recompute)

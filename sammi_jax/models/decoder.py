@@ -169,10 +169,10 @@ def decode_plainly(
     evidence: list[Evidence | None],
 ) -> Float[Array, "b t h4 w4"]:
     """`decode` for any device."""
-    for block, level, seen in zip(blocks, shared, evidence, strict=True):
-        x = block(x, level)
-        if seen is not None:
-            x = seen.add(x)
+    for block, its_shared, its_evidence in zip(blocks, shared, evidence, strict=True):
+        x = block(x, its_shared)
+        if its_evidence is not None:
+            x = its_evidence.add(x)
     return head(x)[..., 0]
 
 
@@ -191,8 +191,8 @@ def decode_in_kernels(
     """
     batch, _, height, width, _ = x.shape
     maps, factor = rearrange(x, "b t h w c -> b t (h w) c"), 1
-    for block, level, seen in zip(blocks, shared, evidence, strict=True):
-        maps = block.run_kernel(maps, level, seen, factor, interpret=interpret)
+    for block, its_shared, its_evidence in zip(blocks, shared, evidence, strict=True):
+        maps = block.run_kernel(maps, its_shared, its_evidence, factor, interpret=interpret)
         factor *= 2
     maps = rearrange(maps, "b t (h w) k -> (b t) h w k", h=height, w=width)
     kernel = spread_kernel(jnp.asarray(head.kernel[...]), convolution_taps(factor))
