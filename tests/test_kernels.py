@@ -1,6 +1,7 @@
 """TPU kernels, interpreted on the CPU, against the plain forms: results and gradients."""
 
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -14,14 +15,17 @@ import pytest
 from flax import nnx
 
 from sammi_jax.config.experiment import MeshConfig
+from sammi_jax.config.model import SAM_SIZES, AggregatorConfig
 from sammi_jax.kernels.window_attention import ROW
 from sammi_jax.layers import Conv, layer_norm
 from sammi_jax.layers.class_attention import ClassAggregation
+from sammi_jax.layers.init import Keys
 from sammi_jax.layers.space_to_depth import depth_to_space
 from sammi_jax.layers.swin import SwinBlock
+from sammi_jax.models.aggregator import Aggregator
 from sammi_jax.models.decoder import DecoderBlock, decode_in_kernels, decode_plainly
 from sammi_jax.models.dmi import Evidence
-from sammi_jax.models.sam.image_encoder import norm_in_kernel
+from sammi_jax.models.sam.image_encoder import EncoderBlock, norm_in_kernel
 from sammi_jax.models.sam.relative_attention import (
     attend_cells,
     attend_in_kernel,
@@ -237,6 +241,33 @@ def test_unknown_sizes_take_the_plain_form():
         inputs = low(batch, classes, 4, 4, 128), low(batch, 4, 4, 8)
         exported = jax.export.export(block, platforms=("tpu",))(state, *inputs)
         assert ("tpu_custom_call" in exported.mlir_module()) == isinstance(batch, int)
+
+
+def test_real_sizes_take_the_kernels():
+    """CAT-Seg's decoder, and the norms of a windowed and a global block of SAM ViT-H."""
+    low = lambda *sides: jax.ShapeDtypeStruct(sides, jnp.bfloat16)  # noqa: E731
+
+    def kernels(kind, arguments, run, *inputs):
+        make = lambda: kind(*arguments, rngs=Keys(0))  # noqa: E731
+        graphdef, state = nnx.split(nnx.eval_shape(make))
+        state = jax.tree.map(lambda leaf: low(*leaf.shape), state)
+        program = jax.jit(lambda state, *inputs: run(nnx.merge(graphdef, state), *inputs))
+        text = jax.export.export(program, platforms=("tpu",))(state, *inputs).mlir_module()
+        return set(re.findall(r'kernel_name = "(\w+)"', text))
+
+    def decode(model, x, *guidance):
+        return model.decode(x, model.share(list(guidance)))
+
+    guidance = low(1, 48, 48, 32), low(1, 96, 96, 16)
+    x = low(1, 2, 24, 24, 128)
+    found = kernels(Aggregator, (AggregatorConfig(), 64), decode, x, *guidance)
+    assert found == {"decoder_block"}
+
+    image = low(1, 64, 64, 1280)
+    for window, names in [(14, {"norm_windows", "sam_window_attention"}), (0, {"layer_norm"})]:
+        run = lambda block, x: block(x)  # noqa: E731
+        found = kernels(EncoderBlock, (SAM_SIZES["vith"], window), run, image)
+        assert found >= names | {"layer_norm"}
 
 
 @pytest.mark.slow
