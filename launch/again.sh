@@ -12,16 +12,23 @@ again=75
 max_restarts=${SAMMI_MAX_RESTARTS:-100}
 child=
 asked=
-# shellcheck disable=SC2329 # the trap calls it
+told= # the child that the signal was passed on to
 pass_on() {
   asked=yes
+  told=$child
   if [[ -n $child ]]; then kill -TERM "$child" 2>/dev/null || true; fi
 }
 trap pass_on TERM INT
-
-for ((restarts = 0; ; restarts++)); do
+# A command in the background. It gets a signal that came before it had a name here, too.
+start() {
   "$@" &
   child=$!
+  if [[ -n $asked && $told != "$child" ]]; then pass_on; fi
+}
+
+for ((restarts = 0; ; restarts++)); do
+  if [[ -n $asked ]]; then exit "$again"; fi # while it waited for a restart
+  start "$@"
   code=0
   wait "$child" || code=$?
   while kill -0 "$child" 2>/dev/null; do # a signal ended the wait, not the command
@@ -36,5 +43,6 @@ for ((restarts = 0; ; restarts++)); do
     exit "$code"
   fi
   echo "$0: exit code $again, restart $((restarts + 1))" >&2
-  sleep "${SAMMI_RESTART_WAIT:-10}"
+  start sleep "${SAMMI_RESTART_WAIT:-10}" # a signal ends it
+  wait "$child" || true
 done

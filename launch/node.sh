@@ -19,16 +19,25 @@ fi
 port=$(python3 -c 'import socket; print(socket.create_server(("", 0)).getsockname()[1])')
 
 processes=()
-# shellcheck disable=SC2329 # the trap calls it
-pass_on() { kill -TERM "${processes[@]}" 2>/dev/null || true; }
-trap pass_on TERM INT
+asked=
+told=0 # processes that the signal was passed on to
+pass_on() {
+  asked=yes
+  kill -TERM "${processes[@]:told}" 2>/dev/null || true
+  told=${#processes[@]}
+}
+trap 'told=0; pass_on' TERM INT
 for ((i = 0; i < count; i++)); do
+  if [[ -n $asked ]]; then break; fi
   CUDA_VISIBLE_DEVICES=${gpus[i]} "$@" --coordinator "127.0.0.1:$port" \
     --num-processes "$count" --process-id "$i" > >(sed -u "s/^/$i: /") 2>&1 &
   processes+=($!)
+  # A signal may have come before the process was in the list.
+  if [[ -n $asked ]] && ((told < ${#processes[@]})); then pass_on; fi
 done
 
 result=0
+if ((${#processes[@]} == 0)); then exit "$again"; fi
 for process in "${processes[@]}"; do
   code=0
   wait "$process" || code=$?

@@ -134,6 +134,33 @@ def test_again_ends_on_sigterm(notes):
     assert process.returncode == 75
 
 
+# As its first act the command has its launcher told to end: often before that has noted its number.
+_TELLS = "#!/bin/bash\ntrap 'exit 75' TERM\nkill -TERM $PPID\nwhile :; do sleep 0.05; done\n"
+
+
+@pytest.mark.parametrize("launcher", [["again.sh"], ["node.sh", "2"]])
+def test_a_signal_at_the_start_is_not_lost(launcher, notes):
+    command = executable(notes / "bin" / "tells", _TELLS)
+    for _ in range(5):
+        done = run(LAUNCH / launcher[0], *launcher[1:], command)
+        assert done.returncode == 75, done.stderr
+
+
+def test_again_ends_while_it_waits(notes):
+    """At once, and without a further start."""
+    (notes / "codes").write_text("75\n0\n")
+    environment = os.environ | {"SAMMI_RESTART_WAIT": "1000"}
+    process = subprocess.Popen(
+        [LAUNCH / "again.sh", "sammi", "train"], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stderr is not None
+    assert "restart 1" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75
+    assert calls(notes) == ["sammi gpu= train"]
+
+
 @pytest.mark.parametrize(
     ("codes", "expected"), [("0 0", 0), ("0 1", 1), ("75 137", 75), ("137 75", 75), ("1 2", 2)]
 )

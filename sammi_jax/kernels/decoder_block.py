@@ -17,10 +17,19 @@ from einops import rearrange
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sammi_jax.kernels.parts import EPS, LANES, ROWS, VMEM, dot, dot_t, f32, row_sum, t_dot
+from sammi_jax.kernels.parts import (
+    EPS,
+    LANES,
+    ROWS,
+    SUBLANES,
+    VMEM,
+    dot,
+    dot_t,
+    f32,
+    row_sum,
+    t_dot,
+)
 from sammi_jax.typing import Array, Float
-
-_SUBLANES = 8  # rows of a tile in float32
 
 
 class Weights(NamedTuple):
@@ -54,7 +63,7 @@ class Sizes(NamedTuple):
 def fits(height: int, width: int, factor: int, channels: int, out: int) -> bool:
     """Whether the kernels serve blocks of ``factor x factor`` cells of so many channels."""
     filled = factor * channels == LANES and 2 * factor * out == LANES
-    return filled and width % _SUBLANES == 0 and height * width % ROWS == 0
+    return filled and width % SUBLANES == 0 and height * width % ROWS == 0
 
 
 def tiled_kernel(kernel: Float[Array, "3 3 f f c g g d"]) -> Float[Array, "g n k l"]:
@@ -318,7 +327,7 @@ class _Norm:
     def _mean(self, tiles):
         """Of the group of each lane, ``[1, l]``."""
         sums = reduce(jnp.add, map(row_sum, tiles))
-        sums = jnp.broadcast_to(sums, (_SUBLANES, sums.shape[1]))
+        sums = jnp.broadcast_to(sums, (SUBLANES, sums.shape[1]))
         return jnp.dot(sums, self.means, precision=jax.lax.Precision.HIGHEST)[:1]
 
     def backward(self, gradients, of_scale, of_bias):

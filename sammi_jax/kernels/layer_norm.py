@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from sammi_jax.kernels.parts import LANES, VMEM, f32, normalize
+from sammi_jax.kernels.parts import LANES, SUBLANES, VMEM, f32, normalize
 from sammi_jax.typing import Array, Float
 
 _STEP = 512  # rows at a time
@@ -20,6 +20,11 @@ _STEP = 512  # rows at a time
 def fits(rows: int, dim: int) -> bool:
     """Whether the kernel serves so many rows of this many channels."""
     return rows % _STEP == 0 and dim % LANES == 0
+
+
+def windows_fit(width: int) -> bool:
+    """Whether `norm_windows` serves maps of so many columns."""
+    return width % SUBLANES == 0
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

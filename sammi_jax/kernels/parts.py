@@ -8,6 +8,7 @@ from sammi_jax.typing import Array
 EPS = 1e-5  # of norms
 LANES = 128  # channels of a tile
 ROWS = 16  # rows of a tile in bfloat16
+SUBLANES = 8  # the same in float32
 VMEM = 64 * 2**20  # bytes of on-chip memory that a kernel may use; the smallest chip has 128 MiB
 
 

@@ -83,7 +83,7 @@ class RelativeAttention(nnx.Module):
             return self._in_rows(norm(x))
 
         dim = x.shape[-1] // self.num_heads
-        if serves(x) and fits(self.size, dim):
+        if serves(x) and fits(self.size, dim) and layer_norm_kernel.windows_fit(x.shape[2]):
             return jax.lax.platform_dependent(x, tpu=partial(self._in_kernel, norm), default=plain)
         return plain(x)
 
