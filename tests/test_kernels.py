@@ -195,6 +195,7 @@ def test_decoder():
     assert_same(kernel, plain, state, x, guidance, maps)
 
 
+@pytest.mark.slow
 def test_decoder_block_without_evidence():
     graphdef, state = noisy(DecoderBlock(10, 2, 16, rngs=nnx.Rngs(0)))
     x, guidance = normal(1, (1, 2, 2, 3, 10), (1, 4, 6, 2))
