@@ -160,7 +160,7 @@ def write_arrays(file: Path, arrays: Mapping[str, Any]) -> None:
     """Write arrays by name."""
     import numpy as np
 
-    np.savez(file, allow_pickle=False, **arrays)
+    np.savez(file, **arrays)
 
 
 def read_arrays(file: Path) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class PartialResult:
             content,
             identity=np.array(self._identity),
             batches_done=np.array(batches_done),
-            allow_pickle=False,
             **to_arrays(sums),
         )
         write_atomic(self._file, content.getvalue())
