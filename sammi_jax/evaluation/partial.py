@@ -32,12 +32,9 @@ class PartialResult:
         if jax.process_index() != 0:
             return
         content = BytesIO()
-        np.savez(
-            content,
-            identity=np.array(self._identity),
-            batches_done=np.array(batches_done),
-            **to_arrays(sums),
-        )
+        arrays: Any = to_arrays(sums)  # `savez` has options among its names
+        identity, done = np.array(self._identity), np.array(batches_done)
+        np.savez(content, identity=identity, batches_done=done, **arrays)
         write_atomic(self._file, content.getvalue())
 
     def load(self, start: Counts) -> tuple[Counts, int]:
