@@ -164,8 +164,8 @@ def test_class_aggregation():
     assert_same(run("run_kernel", interpret=True), run("run_plainly"), state, x, text)
 
 
-def test_decoder():
-    """Both blocks and the head on maps of 4 x 3 cells, with evidence behind each block.
+def decoders():
+    """The decoder in kernels and plain; inputs of 4 x 3 cells, with evidence behind each block.
 
     Three classes in two images; the blocks' norms have two groups and one.
     """
@@ -192,7 +192,17 @@ def test_decoder():
         return decoded
 
     kernel, plain = run(decode_in_kernels, interpret=True), run(decode_plainly)
-    assert_same(kernel, plain, state, x, guidance, maps)
+    return kernel, plain, (state, x, guidance, maps)
+
+
+def test_decoder():
+    kernel, plain, inputs = decoders()
+    assert_parity(jax.jit(kernel)(*inputs), jax.jit(plain)(*inputs))
+
+
+@pytest.mark.slow
+def test_gradient_of_the_decoder():
+    assert_same(*decoders()[:2], *decoders()[2])
 
 
 @pytest.mark.slow
