@@ -47,7 +47,7 @@ def check(case):
     case.call_and_validate(checks=[*CHECKS, negative_data_rejection] if typed else CHECKS)
 
 
-options = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+options = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
 @schema.parametrize()
