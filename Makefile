@@ -15,6 +15,9 @@ LOCK := tests/constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
+# Python keeps the modules that it has compiled: the tests start some hundred processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo pretrain study study-real env test test-page test-slurm slow check format docs help \
 	coverage mutants fuzz lock licenses audit release
 .DEFAULT_GOAL := help
@@ -72,7 +75,8 @@ test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs C
 	$(BIN)/python -m pytest -m page tests/test_page.py
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
-	XLA_FLAGS=--xla_backend_optimization_level=2 $(BIN)/python -m pytest -m slow
+	XLA_FLAGS="--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=true" \
+		$(BIN)/python -m pytest -m slow
 
 test-slurm: $(TEST_STAMP)  ## the Slurm script under a real Slurm (apt-get install slurm-wlm munge)
 	tests/slurm/cluster.sh $(BIN)/python -m pytest -m slurm tests/test_slurm.py

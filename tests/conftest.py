@@ -4,14 +4,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.xla_flags import fast_flags
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Eight devices for the sharding tests. Most of the time of a small test is spent in the compiler,
-# so its optimization is off unless XLA_FLAGS says otherwise: the last of two equal flags counts.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    + os.environ.get("XLA_FLAGS", "")
-)
+# Eight devices for the sharding tests; where XLA_FLAGS is set, the last of two equal flags counts.
+os.environ["XLA_FLAGS"] = f"{fast_flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
 # Compiled programs are kept for the next run, as pytest keeps what it knows, and for the processes
 # that tests start.
 os.environ.setdefault(

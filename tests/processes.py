@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.xla_flags import fast_flags
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -25,12 +27,11 @@ def start_process(config, workdir, *arguments, devices=1, before="", precision="
         "import sys; from sammi_jax.cli.main import main; sys.exit(main(['train', *sys.argv[1:]]))"
     )
     code = f"{before}\n{main}"
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [sys.executable, "-c", code, "--config", config, "--workdir", workdir, *arguments],
         env=os.environ
         | {
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": fast_flags(devices),
             "JAX_DEFAULT_MATMUL_PRECISION": precision,
             "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

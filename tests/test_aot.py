@@ -32,9 +32,8 @@ RESULT = Compiled(
 )
 
 
-@pytest.mark.parametrize(
-    "name", ["sammi_vitb16", pytest.param("sammi_vitl14_336", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sammi_vitb16", "sammi_vitl14_336"])
 def test_real_sizes_have_a_step_of_shapes(name):
     """Nothing is allocated or compiled: the abstract step of the real configurations traces."""
     config = load_config(ROOT / "configs" / f"{name}.py", ["batch_size=8"])

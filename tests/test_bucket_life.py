@@ -20,6 +20,7 @@ from sammi_jax.training.checkpoint import checkpoint_steps
 from sammi_jax.weights.model_folder import write_model
 from tests.emulators import BUCKET, FORBIDDEN, Line, google, use, variables
 from tests.processes import ROOT, assert_equal_runs, finish, free_port, signal_at
+from tests.xla_flags import fast_flags
 
 STEPS = 12
 EXPERIMENT = f"""
@@ -65,11 +66,8 @@ class Machine:
         home.mkdir(parents=True)
         if command in ("train", "eval"):
             arguments = ("--config", self._config, *arguments)
-        flags = (
-            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        )
         environment = {
-            "XLA_FLAGS": flags,
+            "XLA_FLAGS": fast_flags(devices),
             "JAX_COMPILATION_CACHE_DIR": str(self._config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),

@@ -65,7 +65,13 @@ def _setup(config, rng):
     return *nnx.split(_randomized(config)), inputs, text
 
 
-@pytest.mark.parametrize("config", [CATSEG, ONE_VIEW], ids=["catseg", "sammi"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(CATSEG, marks=pytest.mark.slow, id="catseg"),
+        pytest.param(ONE_VIEW, id="sammi"),
+    ],
+)
 def test_kept_classes_are_decoded_as_if_asked_for_alone(config, rng):
     graphdef, state, inputs, text = _setup(config, rng)
     reduced = _run(graphdef, state, inputs, text, KEPT)

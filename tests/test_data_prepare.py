@@ -16,6 +16,7 @@ from PIL import Image
 from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.data.prepare import sentinel
 from sammi_jax.data.prepare import write as prepare_module
+from sammi_jax.data.prepare.descriptions import split_lengths
 from sammi_jax.data.prepare.doctor import examine
 from sammi_jax.data.prepare.known_sets import LAYOUTS, get_layout
 from sammi_jax.data.prepare.write import prepare, prepared_folder
@@ -84,6 +85,49 @@ def test_the_catalogue_opens_it(tmp_path):
     assert len(open_dataset("ade20k_150/validation", 2, tmp_path / "out").source) == 2
     with pytest.raises(SammiError, match="cannot open split 'training'"):
         open_dataset("ade20k_150/training", data_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"pythonClassName": "canary_module.Feature", "text": {}},
+        {"python_class_name": "canary_module.Feature", "text": {}},
+        {"type": "canary_module.Feature", "content": {}},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "jsonFeature": {"json": '{"a": {"type": "canary_module.Feature", "content": {}}}'},
+        },
+    ],
+)
+def test_a_description_runs_no_module(file, feature, tmp_path, monkeypatch):
+    """TFDS imports the module of a feature that it does not know."""
+    folder = prepare_ade(ade(tmp_path / "in", 1), tmp_path / "out")
+    (tmp_path / "canary_module.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    content = json.loads((folder / file).read_text())
+    if file == "features.json":
+        content = feature
+    else:
+        content["features"] = feature
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(SammiError, match=f"{file}: .*no feature of a prepared set"):
+        open_dataset("ade20k_150", data_dir=tmp_path / "out")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_descriptions_that_differ_are_refused(tmp_path):
+    """TFDS would read the first examples only, and score them as the whole set."""
+    folder = prepare_ade(ade(tmp_path / "in", 3), tmp_path / "out")
+    file = folder / "dataset_info.json"
+    content = json.loads(file.read_text())
+    content["splits"][0]["shardLengths"] = ["2"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(SammiError, match=r"names 2 examples of validation, .*\.json 3"):
+        open_dataset("ade20k_150", data_dir=tmp_path / "out")
+    file.write_text(json.dumps(content | {"splits": []}))
+    with pytest.raises(SammiError, match="names no split"):
+        split_lengths(folder)
 
 
 def test_images_keep_their_bytes(tmp_path):

@@ -17,6 +17,7 @@ from sammi_jax.models.clip import Clip
 from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.model_folder import write_model
 from sammi_jax.weights.params import flat_params
+from tests.xla_flags import fast_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 DATASET, IMAGES = "os48/val_unseen", 24
@@ -49,14 +50,13 @@ PartialResult.save = save_and_kill
 def start(folder, workdir, *arguments, devices=1, before=""):
     """``eval.py`` after the statements ``before``."""
     code = f"{before}\nimport runpy; runpy.run_path({str(ROOT / 'eval.py')!r}, run_name='__main__')"
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     return subprocess.Popen(
         [
             sys.executable, "-c", code, "--config", ROOT / "configs/openshapes_sammi.py",
             "--model", folder, "--datasets", DATASET, "--workdir", workdir,
             "--set", f"eval.num_examples={IMAGES}", *arguments,
         ],
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"XLA_FLAGS": fast_flags(devices), "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,6 +1,5 @@
 """Model folders as Hugging Face checkpoints: transformers computes the same with them."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,9 +14,8 @@ from sammi_jax.data.openshapes import build_tokenizer, get_view
 from sammi_jax.errors import SammiError
 from sammi_jax.inference.towers import load_clip, load_sam
 from sammi_jax.text.tokenizer import Tokenizer
-from sammi_jax.weights.kinds import model_maker
+from sammi_jax.weights.kinds import expected_params
 from sammi_jax.weights.model_folder import read_model, write_model
-from sammi_jax.weights.params import flat_params
 from tests.parity import assert_parity
 
 CONFIGS = {"clip": CLIP_SIZES["openshapes"], "sam": SAM_SIZES["openshapes"]}
@@ -27,8 +25,8 @@ TORCH = {"clip": transformers.CLIPModel, "sam": transformers.SamModel}
 def make_folder(kind, folder, rng):
     """A model folder in which every parameter is random."""
     params = {
-        path: np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype("f")
-        for path, value in jax.jit(lambda: flat_params(model_maker(CONFIGS[kind])()))().items()
+        path: 0.3 * rng.normal(size=want.shape).astype("f")
+        for path, want in expected_params(CONFIGS[kind]).items()
     }
     tokenizer = Tokenizer(build_tokenizer()) if kind == "clip" else None
     write_model(folder, kind, CONFIGS[kind], params, source={}, licence="none", tokenizer=tokenizer)
@@ -40,9 +38,15 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    rng, top = np.random.default_rng(0), tmp_path_factory.mktemp("models")
+    return {kind: make_folder(kind, top / kind, rng) for kind in CONFIGS}
+
+
 @pytest.fixture
-def folder(kind, tmp_path, rng):
-    return make_folder(kind, tmp_path / "model", rng)
+def folder(kind, folders):
+    return folders[kind]
 
 
 def test_conversion_reads_what_was_written(kind, folder, tmp_path):
@@ -116,22 +120,20 @@ def check_parity(kind, folder, theirs, rng):
         ("# A model\nlicense: mit\n", "unknown: Apache-2.0 if from Meta"),
     ],
 )
-def test_a_model_card_names_the_license(card, license, tmp_path, rng):
-    checkpoint = write_checkpoint(make_folder("sam", tmp_path / "model", rng), tmp_path / "hf")
+def test_a_model_card_names_the_license(card, license, folders, tmp_path):
+    checkpoint = write_checkpoint(folders["sam"], tmp_path / "hf")
     (checkpoint / "README.md").write_text(card)
     convert("sam", checkpoint, tmp_path / "back")
     assert read_model(tmp_path / "back").meta["licence"] == license
 
 
-def test_another_dtype_is_an_error(tmp_path, rng):
-    folder = make_folder("sam", tmp_path / "model", rng)
+def test_another_dtype_is_an_error(folders, tmp_path):
     with pytest.raises(SammiError, match="'bfloat16' is none of float16, float32"):
-        write_checkpoint(folder, tmp_path / "hf", "bfloat16")
+        write_checkpoint(folders["sam"], tmp_path / "hf", "bfloat16")
 
 
-def test_a_number_too_large_for_float16(tmp_path, rng):
-    folder = make_folder("sam", tmp_path / "model", rng)
-    model = read_model(folder)
+def test_a_number_too_large_for_float16(folders, tmp_path):
+    model = read_model(folders["sam"])
     model.params["image_encoder/neck/norm2/bias"][0] = 1e5
     write_model(tmp_path / "large", "sam", model.config, model.params, source={}, licence="none")
     with pytest.raises(SammiError, match=r"neck.layer_norm2.bias: holds numbers too large"):

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.processes import assert_equal_runs
+from tests.xla_flags import fast_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / "launch"
@@ -228,7 +229,7 @@ def test_a_node_trains_on_after_a_kill(tmp_path):
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": fast_flags(),
         "SAMMI_RESTART_WAIT": "0",
         "LAST": str(tmp_path / "killed"),
     }

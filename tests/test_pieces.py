@@ -82,7 +82,10 @@ def test_values_and_derivatives(no_cache, rng, recompute):
         assert_parity(a, b, 1e-6, "pieces")
 
 
-@pytest.mark.parametrize(("pooling", "remat"), [(1, "none"), (2, "none"), (2, "full")])
+@pytest.mark.parametrize(
+    ("pooling", "remat"),
+    [pytest.param(1, "none", marks=pytest.mark.slow), (2, "none"), (2, "full")],
+)
 def test_aggregation_in_pieces(monkeypatch, rng, pooling, remat):
     """Six classes, four at most at once: logits and gradients of the whole."""
     graphdef, state = nnx.split(_random(lambda: Aggregator(CONFIG, 12, rngs=nnx.Rngs(0)), rng))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import assert_equal_runs
+from tests.xla_flags import fast_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch" / "slurm" / "train.sbatch"
@@ -62,7 +63,7 @@ def submit(folder, config, workdir, *, troubles):
         "PATH": path,
         "PYTHONPATH": str(ROOT),
         "TROUBLES": troubles,
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": fast_flags(),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     command = [

@@ -13,6 +13,7 @@ from sammi_jax.text.tokenizer import Tokenizer
 from sammi_jax.weights.model_folder import write_model
 from tests.test_eval_photographs import CONFIG, CONFIG_FILE, data, random_params
 from tests.test_sammi import SAMMI
+from tests.xla_flags import fast_flags
 
 __all__ = ["data"]  # a fixture
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,7 +30,7 @@ study.main()
 
 
 def run(*arguments):
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": fast_flags()}
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
