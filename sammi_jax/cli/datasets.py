@@ -202,7 +202,7 @@ def _print_set(vocabulary: "Vocabulary", layout: "Layout") -> None:
 
 def _examine_prepared(name: str, data_dir: AnyPath, processes: int = 1) -> int:
     from sammi_jax.data.catalogue import find_prepared, open_dataset
-    from sammi_jax.data.prepare.records import split_names
+    from sammi_jax.data.prepare.descriptions import split_lengths
     from sammi_jax.files import read_json
 
     folder = find_prepared(name, data_dir)
@@ -210,7 +210,7 @@ def _examine_prepared(name: str, data_dir: AnyPath, processes: int = 1) -> int:
         print(f"\n{folder}: prepared from an incomplete source")
     codes = [
         _examine(open_dataset(f"{name}/{split}", data_dir=data_dir), processes)
-        for split in split_names(folder)
+        for split in split_lengths(folder)
     ]
     _print_group(name, data_dir)
     return max(codes)

@@ -10,8 +10,9 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 from sammi_jax.data.bucket_records import BucketRecords, check_shards
 from sammi_jax.data.openshapes import IGNORE_LABEL, NUM_EXAMPLES, VIEWS, OpenShapes, get_view
+from sammi_jax.data.prepare.descriptions import split_lengths
 from sammi_jax.data.prepare.known_sets import get_layout
-from sammi_jax.data.prepare.record_offsets import read_offsets
+from sammi_jax.data.prepare.record_offsets import OFFSETS_FILE, read_offsets
 from sammi_jax.data.prepare.records import shard_prefix
 from sammi_jax.data.prepare.write import prepared_folder
 from sammi_jax.data.sources import FolderSource, PreparedSource, Stored
@@ -192,10 +193,21 @@ def _prepared_source(
     stored = prepared_folder(cast(AnyPath, data_dir), name)  # None raised an error
     shards = read_offsets(folder, shard_prefix(name, split))
     if shards:
+        _check_length(folder, split, sum(len(offsets) - 1 for _, offsets in shards.values()))
         if record_by_record and is_bucket(stored):
             return PreparedSource(folder, split, num_examples, BucketRecords(stored, shards))
         check_shards(stored, shards, {file.name: n for file, n in file_sizes(stored).items()})
     return PreparedSource(find_prepared(name, data_dir, split), split, num_examples)
+
+
+def _check_length(folder: Path, split: str, records: int) -> None:
+    """Refuse a set whose two descriptions differ: TFDS would read a part of it, and say nothing."""
+    described = split_lengths(folder).get(split)
+    if described not in (None, records):
+        raise SammiError(
+            f"{folder}: dataset_info.json names {described} examples of {split}, "
+            f"{OFFSETS_FILE} {records}; copy both again, or prepare the set again"
+        )
 
 
 def find_prepared(name: str, data_dir: AnyPath | None, split: str = "") -> Path:

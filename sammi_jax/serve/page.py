@@ -1,6 +1,7 @@
 """The web page: an image and class names in, an overlay with layers out, SAM at a click."""
 
 import html
+import math
 import re
 import secrets
 import sys
@@ -281,7 +282,7 @@ class _Actions:
             return clicked, int(found.masks[0].sum()), float(found.iou[0])
 
         with self._request("masks"):
-            x, y = view.to_image(*map(float, event.index))
+            x, y = view.to_image(*_pixel(event.index))
             clicked, area, iou = self._service.masks(self._read(upload), answer, points=[[x, y]])
         share = area / (view.size[0] * view.size[1])
         text = (
@@ -309,6 +310,8 @@ class _Actions:
         """The bytes of an upload, and of no other file, whatever the request says."""
         if not upload:
             raise RequestError(422, "no image yet: drop one into the first field")
+        if not isinstance(upload, dict):
+            raise RequestError(422, "the image is no upload: drop it into the first field")
         path = Path(_text(upload.get("path"))).resolve()
         if not path.is_relative_to(self._folder) or not path.is_file():
             raise RequestError(422, "the image is no longer on the server: drop it again")
@@ -322,6 +325,17 @@ def _text(value: Any) -> str:
 
 def _names(value: Any) -> list[str]:
     return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _pixel(index: Any) -> tuple[float, float]:
+    """Where a click was, which a request may say wrongly."""
+    try:
+        x, y = map(float, index)
+        if math.isfinite(x) and math.isfinite(y):
+            return x, y
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise RequestError(422, "the click names no pixel: click a point of the result")
 
 
 def _stem(upload: Any) -> str:

@@ -70,9 +70,17 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
             return
         _Watch.seen.append(f"open {path!r} to write")
     elif event.startswith(_EVENTS):
-        if event.startswith(("os.", "shutil.")) and str(arguments[0]).startswith(_Watch.own):
+        if event.startswith(("os.", "shutil.")) and _place(arguments).startswith(_Watch.own):
             return
         _Watch.seen.append(f"{event} {arguments!r}"[:200])
+
+
+def _place(arguments: tuple[Any, ...]) -> str:
+    """The path that an event is about; the last argument may be the folder that holds it."""
+    path, folder = str(arguments[0]), arguments[-1]
+    if isinstance(folder, int) and folder >= 0 and not path.startswith("/"):
+        path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
+    return path
 
 
 def _start_hook() -> None:

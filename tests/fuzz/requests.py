@@ -40,7 +40,7 @@ class _Sam(SamModel):
 
     def segment(self, image: SamImage, multimask: Any = None, **prompts: Any) -> SamMasks:
         found = make_prompts(
-            image, 96, 24, prompts["points"], prompts["labels"], prompts["boxes"], None
+            image, 96, 24, prompts["points"], prompts.get("labels"), prompts.get("boxes"), None
         )
         count = found.count
         zeros = np.zeros((count, *image.size), bool)
@@ -54,7 +54,7 @@ class _Sam(SamModel):
         )
 
 
-class _Model(Segmenter):
+class StubModel(Segmenter):
     """Finds the first class everywhere."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class _Model(Segmenter):
 def make_app() -> Guard:
     """The whole application of `sammi serve`, but for its page and its model."""
     limits = Limits(upload_bytes=10**5, pixels=10**6)
-    service = Service(_Model(), "model", limits)
+    service = Service(StubModel(), "model", limits)
     app = FastAPI(openapi_url=None)
     app.mount(PATH, make_api(service))
     return Guard(app, service.metrics, OPERATIONS, limits.body_bytes)
@@ -123,7 +123,8 @@ def _image() -> bytes:
     return file.getvalue()
 
 
-PNG_BASE64 = base64.b64encode(_image()).decode()
+IMAGE = _image()
+PNG_BASE64 = base64.b64encode(IMAGE).decode()
 _SEGMENT = {
     "image": PNG_BASE64,
     "classes": ["sky", "sofa; couch"],
@@ -155,7 +156,7 @@ def _form(fields: list[tuple[str, str, bytes]]) -> bytes:
 
 
 _FIELDS = [
-    ("image", '; filename="a.png"', _image()),
+    ("image", '; filename="a.png"', IMAGE),
     ("classes", "", b"sky, sofa"),
     ("background", "", b"other"),
     ("threshold", "", b"0.3"),

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sammi_jax.data.prepare.descriptions import check_features
 from sammi_jax.data.prepare.examples import Example, label_bytes
-from sammi_jax.errors import reading
-from sammi_jax.files import atomic_file, read_json
+from sammi_jax.files import atomic_file
 
 VERSION = "1.0.0"
 _GROUP = "group_size:1"  # as TFDS writes: every record can be read alone
@@ -140,9 +140,13 @@ def open_records(folder: Path, split: str, records: Any = None) -> Any:
         folder: of a prepared set.
         split: one of its splits.
         records: random access to the serialized records; None: the shards in ``folder``.
+
+    Raises:
+        SammiError: `check_features`.
     """
     import tensorflow_datasets as tfds
 
+    check_features(folder)
     undecoded: Any = tfds.decode.SkipDecoding  # a decorator hides its arguments
     decoders = {"image": undecoded(), "label": undecoded()}
     builder: Any = tfds.builder_from_directory(folder)
@@ -150,17 +154,6 @@ def open_records(folder: Path, split: str, records: Any = None) -> Any:
     if records is not None:
         source.data_source = records
     return source
-
-
-def split_names(folder: Path) -> list[str]:
-    """The splits of a prepared set.
-
-    Raises:
-        SammiError: its description is damaged.
-    """
-    file = folder / "dataset_info.json"
-    with reading(file, "prepare the set again"):
-        return [str(split["name"]) for split in read_json(file)["splits"]]
 
 
 def _array_record() -> Any:
