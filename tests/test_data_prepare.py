@@ -19,6 +19,7 @@ from sammi_jax.data.prepare import write as prepare_module
 from sammi_jax.data.prepare.descriptions import split_lengths
 from sammi_jax.data.prepare.doctor import examine
 from sammi_jax.data.prepare.known_sets import LAYOUTS, get_layout
+from sammi_jax.data.prepare.record_offsets import OFFSETS_FILE, read_offsets
 from sammi_jax.data.prepare.write import prepare, prepared_folder
 from sammi_jax.errors import SammiError
 
@@ -128,6 +129,26 @@ def test_descriptions_that_differ_are_refused(tmp_path):
     file.write_text(json.dumps(content | {"splits": []}))
     with pytest.raises(SammiError, match="names no split"):
         split_lengths(folder)
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        None,
+        [],
+        {"bytes": 9, "offsets": None},
+        {"bytes": 9, "offsets": []},
+        {"bytes": "9", "offsets": [1, 2]},
+        {"bytes": 9, "offsets": [1, True]},
+        {"bytes": 9, "offsets": [2, 1]},
+        {"bytes": 9, "offsets": [-1, 2]},
+        {"bytes": 9, "offsets": [1, 10]},
+    ],
+)
+def test_offsets_of_another_form(tmp_path, shard):
+    (tmp_path / OFFSETS_FILE).write_text(json.dumps({"a-val": shard, "b-val": {}}))
+    with pytest.raises(SammiError, match=f"{OFFSETS_FILE}: damaged; prepare the set again"):
+        read_offsets(tmp_path, "a-")
 
 
 def test_images_keep_their_bytes(tmp_path):

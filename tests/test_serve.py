@@ -588,6 +588,16 @@ def test_the_page_opens_uploads_only(client, folder, tmp_path):
     assert "a_b_sammi.zip" in json.dumps(answer)
 
 
+@pytest.mark.parametrize("index", [None, 5, [1, 2, 3], ["x", 1], ["nan", 1], [10**400, 1]])
+def test_clicks_that_no_page_sends(client, index):
+    uploaded = client.post("/gradio_api/upload", files={"files": ("a.png", FILE)}).json()[0]
+    valid = {"path": uploaded, "meta": {"_type": "gradio.FileData"}}
+    assert page_event(client, "segment", [valid, ", ".join(NAMES), "", 0, [COLORS]])["success"]
+    event = {"event_data": {"index": index, "value": None, "selected": True}}
+    answer = page_event(client, "click", [None, valid, [COLORS]], **event)
+    assert "the click names no pixel" in answer["output"]["error"]
+
+
 def test_uploads_of_the_page_are_limited(client, service):
     big = b"x" * (service.limits.upload_bytes + 1)
     assert client.post("/gradio_api/upload", files={"files": big}).status_code == 413

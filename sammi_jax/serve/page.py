@@ -310,8 +310,6 @@ class _Actions:
         """The bytes of an upload, and of no other file, whatever the request says."""
         if not upload:
             raise RequestError(422, "no image yet: drop one into the first field")
-        if not isinstance(upload, dict):
-            raise RequestError(422, "the image is no upload: drop it into the first field")
         path = Path(_text(upload.get("path"))).resolve()
         if not path.is_relative_to(self._folder) or not path.is_file():
             raise RequestError(422, "the image is no longer on the server: drop it again")

@@ -97,7 +97,7 @@ def _read_records(records: list[bytes], folder: Path) -> Any:
 
 
 TARGETS = [
-    Target("prepared_set", _files, _read, 4000),
+    Target("prepared_set", _files, _read, 10_000),
     Target(
         "prepared_records",
         lambda: st.lists(mutated(_records()), min_size=3, max_size=3),

@@ -7,6 +7,7 @@ Source: google/riegeli@master doc/riegeli_records_file_format.md.
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -87,11 +88,17 @@ def read_offsets(folder: Path, names: str) -> dict[str, tuple[int, Sequence[int]
     if not file.exists():
         return None
     found: dict[str, Any] = read_json(file)
-    try:
-        return {
-            name: (int(shard["bytes"]), shard["offsets"])
-            for name, shard in sorted(found.items())
-            if name.startswith(names)
-        }
-    except (TypeError, KeyError, ValueError) as error:
-        raise SammiError(f"{file}: damaged; prepare the set again") from error
+    shards = {name: shard for name, shard in sorted(found.items()) if name.startswith(names)}
+    if not all(map(_is_shard, shards.values())):
+        raise SammiError(f"{file}: damaged; prepare the set again")
+    return {name: (shard["bytes"], shard["offsets"]) for name, shard in shards.items()}
+
+
+def _is_shard(shard: Any) -> bool:
+    """Whether a value of JSON's types is what `write_offsets` writes of a shard."""
+    if not isinstance(shard, dict) or not isinstance(shard.get("offsets"), list):
+        return False
+    numbers = [0, *shard["offsets"], shard.get("bytes")]
+    if len(numbers) < 3 or any(type(number) is not int for number in numbers):
+        return False
+    return all(first <= second for first, second in pairwise(numbers))
