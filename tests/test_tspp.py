@@ -215,6 +215,14 @@ def test_loss_against_shares_of_classes(rng, ignore_label):
     np.testing.assert_allclose(compiled(changed, labels, class_mask, ignore_label), loss, rtol=1e-6)
 
 
+def test_the_loss_of_one_labeled_pixel_is_a_mean_too(rng):
+    logits = rng.normal(size=(2, 2, 2, T)).astype(np.float32)
+    labels, class_mask = np.full((2, 8, 8), 255), np.arange(T) < 2
+    labels[1, 2, 3] = 1
+    loss = jax.jit(tspp_loss, static_argnums=3)(logits, labels, class_mask, 255)
+    assert_parity(loss, loss_naive(logits, labels, class_mask, 255), 1e-5, "one pixel")
+
+
 def test_loss_is_zero_where_all_is_ignored_and_finite_far_out(rng):
     labels, class_mask = np.full((1, 4, 4), 255), np.ones(T, bool)
     logits = rng.normal(size=(1, 2, 2, T)).astype(np.float32)

@@ -181,7 +181,8 @@ def tspp_loss(
     logits = logits.astype(jnp.float32)
     loss = jax.nn.softplus(logits) - logits * target
     weight = weight[..., None] * class_mask[None, None, None]
-    return jnp.sum(loss * weight) / jnp.maximum(weight.sum(), 1.0)
+    total = weight.sum()
+    return jnp.sum(loss * weight) / jnp.where(total > 0, total, 1.0)
 
 
 def _cell_targets(
