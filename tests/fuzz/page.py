@@ -5,9 +5,11 @@ here: our functions refuse with one line that is no error of the server, no answ
 is not of the page, nothing is fetched or run, and the server still answers.
 """
 
+import atexit
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -35,6 +37,7 @@ _UPLOAD = "@upload@"  # stands for the path that the server gave to the upload o
 def _server() -> Any:
     """The whole server with a model that finds nothing, and a file beside its own."""
     folder = Path(tempfile.mkdtemp(prefix="sammi-fuzz-page-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     (folder / "own").mkdir()
     (folder / "secret.png").write_bytes(_SECRET)
     limits = Limits(upload_bytes=10**5, pixels=10**6)
@@ -42,7 +45,7 @@ def _server() -> Any:
         make_app(Service(StubModel(), "model", limits), folder / "own"),
         raise_server_exceptions=False,
     )
-    client.__enter__()  # until the process ends
+    client.__enter__()  # starts Gradio's queue; until the process ends
     events = {e["api_name"]: e["id"] for e in client.get("/config").json()["dependencies"]}
     return SimpleNamespace(client=client, events=events, folder=folder)
 
