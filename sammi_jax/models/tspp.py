@@ -24,6 +24,9 @@ from sammi_jax.ops.masks import box_mean
 from sammi_jax.typing import Array, Bool, Float, Int, Leaf
 
 NEIGHBORHOOD = 3  # side of the square over which a region must agree
+# Scores are compared in steps of this. So cells that differ by rounding alone are a tie, and the
+# first of them is taken, whatever the device, the batch or the order of the classes.
+SCORE_STEP = 2.0**-16
 
 
 @jax.tree_util.register_dataclass
@@ -101,6 +104,7 @@ def sample_points(
     A cell's score is its largest class probability times its mean inner product with its 3 x 3
     neighborhood: high inside a region. A chosen cell gets 0 and lowers the others by their
     likeness to it and their nearness, so that one region gives one point (docs/method.md 2).
+    Scores are rounded to multiples of `SCORE_STEP`; of equal ones the first in reading order wins.
 
     Args:
         distribution: class probabilities A of every cell.
@@ -117,8 +121,9 @@ def sample_points(
     centers = jnp.stack([columns, rows], axis=-1) + 0.5  # (x, y)
 
     def choose(score: Array, _: None) -> tuple[Array, tuple[Array, Array]]:
-        best = jnp.argmax(score, axis=-1)  # [b]
-        value = jnp.max(score, axis=-1)
+        rounded = jnp.round(score / SCORE_STEP) * SCORE_STEP
+        best = jnp.argmax(rounded, axis=-1)  # [b]
+        value = jnp.max(rounded, axis=-1)
         chosen = jnp.take_along_axis(unit, best[:, None, None], axis=1)[:, 0]
         alike = jnp.einsum("bpt,bt->bp", unit, chosen, precision="highest")
         distance = jnp.sum(jnp.square(centers[None] - centers[best][:, None]), axis=-1)
