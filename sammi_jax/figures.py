@@ -41,7 +41,7 @@ def label_image(
     """A label map: an image of class indices with a palette; 16-bit gray beyond 256 classes."""
     if num_classes > _MAX_PALETTE:
         return Image.fromarray(labels.astype(np.uint16))
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(class_colors(num_classes, colors).ravel().tolist())
     return image
 

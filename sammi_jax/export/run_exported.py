@@ -227,7 +227,7 @@ def label_image(labels: np.ndarray, num_classes: int) -> Image.Image:
     for bit in range(8):
         for channel in range(3):
             colors[:, channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
-    image = Image.fromarray(labels.astype(np.uint8), mode="P")
+    image = Image.fromarray(labels.astype(np.uint8))
     image.putpalette(colors.astype(np.uint8).ravel().tolist())
     return image
 

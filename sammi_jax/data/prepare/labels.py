@@ -68,7 +68,8 @@ class LabelMap:
         # The last entry stands for every larger value.
         table = np.full(int(self._keys[-1]) + 2, self._other, np.int32)
         table[self._keys] = self._train_ids
-        return table[np.clip(raw, -1, len(table) - 1)]
+        known = np.iinfo(raw.dtype)  # NumPy refuses bounds that the values cannot have
+        return table[np.clip(raw, max(-1, known.min), min(len(table) - 1, known.max))]
 
     def _unknown_values(self, unknown: NpArray, where: str) -> SammiError:
         values, counts = np.unique(unknown, return_counts=True)
