@@ -121,7 +121,7 @@ def test_coco_stuff_skips_unused_ids(tmp_path):
 
 
 def test_palette_png_gives_indices_not_colors(tmp_path):
-    image = Image.fromarray(np.array([[0, 1, 2, 20, 255]], np.uint8), "P")
+    image = Image.fromarray(np.array([[0, 1, 2, 20, 255]], np.uint8))
     image.putpalette(VOC_PALETTE)
     image.save(tmp_path / "a.png")
     assert train_ids("pascal_voc_20b", tmp_path / "a.png").tolist() == [[20, 0, 1, 19, 255]]

@@ -1,5 +1,4 @@
 import json
-import warnings
 import shutil
 import subprocess
 import sys

@@ -205,7 +205,8 @@ def _from_vocabulary(path: Path) -> tokenizers.Tokenizer:
     # transformers would give special tokens that are missing new ids, for which no model has rows.
     if not {START, END} <= set(read_json(path)):
         raise ValueError(f"it has no {START} or no {END}")
-    return _byte_pair(str(path), str(path.with_name("merges.txt")))
+    merges = path.with_name("merges.txt")
+    return _byte_pair(*tokenizers.models.BPE.read_file(str(path), str(merges)))
 
 
 def _from_openai(path: Path) -> tokenizers.Tokenizer:
@@ -225,8 +226,10 @@ def _from_openai(path: Path) -> tokenizers.Tokenizer:
     return _byte_pair(vocabulary, [tuple(merge.split(" ")) for merge in merges])
 
 
-def _byte_pair(vocabulary: Any, merges: Any) -> tokenizers.Tokenizer:
-    """CLIP's byte-pair encoding from a vocabulary and merges: two files, or what they hold."""
+def _byte_pair(
+    vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]]
+) -> tokenizers.Tokenizer:
+    """CLIP's byte-pair encoding from a vocabulary and merges."""
     # transformers warns where PyTorch is not installed, which tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import CLIPTokenizer  # takes a second, and only conversion needs it
