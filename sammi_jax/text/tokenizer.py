@@ -226,9 +226,7 @@ def _from_openai(path: Path) -> tokenizers.Tokenizer:
     return _byte_pair(vocabulary, [tuple(merge.split(" ")) for merge in merges])
 
 
-def _byte_pair(
-    vocabulary: dict[str, int], merges: Sequence[tuple[str, ...]]
-) -> tokenizers.Tokenizer:
+def _byte_pair(vocabulary: dict[str, int], merges: list[Any]) -> tokenizers.Tokenizer:
     """CLIP's byte-pair encoding from a vocabulary and merges."""
     # transformers warns where PyTorch is not installed, which tokenizers do not need.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
