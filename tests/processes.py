@@ -31,7 +31,7 @@ def start_process(config, workdir, *arguments, devices=1, before="", precision="
         [sys.executable, "-c", code, "--config", config, "--workdir", workdir, *arguments],
         env=os.environ
         | {
-            "XLA_FLAGS": fast_flags(devices),
+            "XLA_FLAGS": fast_flags(devices, fused=True),
             "JAX_DEFAULT_MATMUL_PRECISION": precision,
             "JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

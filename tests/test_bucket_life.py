@@ -67,7 +67,7 @@ class Machine:
         if command in ("train", "eval"):
             arguments = ("--config", self._config, *arguments)
         environment = {
-            "XLA_FLAGS": fast_flags(devices),
+            "XLA_FLAGS": fast_flags(devices, fused=True),
             "JAX_COMPILATION_CACHE_DIR": str(self._config.parent / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": str(ROOT),

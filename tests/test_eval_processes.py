@@ -56,7 +56,7 @@ def start(folder, workdir, *arguments, devices=1, before=""):
             "--model", folder, "--datasets", DATASET, "--workdir", workdir,
             "--set", f"eval.num_examples={IMAGES}", *arguments,
         ],
-        env=os.environ | {"XLA_FLAGS": fast_flags(devices), "PYTHONPATH": str(ROOT)},
+        env=os.environ | {"XLA_FLAGS": fast_flags(devices, fused=True), "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -229,7 +229,7 @@ def test_a_node_trains_on_after_a_kill(tmp_path):
     environment = os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": fast_flags(),
+        "XLA_FLAGS": fast_flags(fused=True),
         "SAMMI_RESTART_WAIT": "0",
         "LAST": str(tmp_path / "killed"),
     }

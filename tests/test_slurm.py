@@ -63,7 +63,7 @@ def submit(folder, config, workdir, *, troubles):
         "PATH": path,
         "PYTHONPATH": str(ROOT),
         "TROUBLES": troubles,
-        "XLA_FLAGS": fast_flags(),
+        "XLA_FLAGS": fast_flags(fused=True),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     }
     command = [

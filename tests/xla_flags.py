@@ -3,9 +3,17 @@
 What is compiled so is slower, and rounds elsewhere; `make slow` compiles as users do.
 """
 
-_FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
+def fast_flags(devices: int = 1, fused: bool = False) -> str:
+    """XLA_FLAGS for a process.
 
-def fast_flags(devices: int = 1) -> str:
-    """XLA_FLAGS for a process with that many devices of its CPU."""
-    return f"--xla_force_host_platform_device_count={devices} {_FAST}"
+    Args:
+        devices: of its CPU.
+        fused: fuse as for users: takes longer, but other programs of the same products, as for
+            another number of devices, round alike.
+    """
+    fusion = "" if fused else " --xla_cpu_use_fusion_emitters=false"
+    return (
+        f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        + fusion
+    )
