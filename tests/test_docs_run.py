@@ -19,7 +19,7 @@ PAGES = [
     for folder in (".", "benchmarks", "docs")
     for path in sorted((ROOT / folder).glob("*.md"))
 ]
-PYTHON_PAGES = ["README.md", "docs/index.md", "docs/python.md"]
+PYTHON_PAGES = ["docs/index.md", "docs/python.md"]
 NEEDS = {
     "weights": "published weights",
     "data": "images or labels of others",
@@ -87,7 +87,7 @@ def test_slow_commands_run(page, tmp_path):
     run_commands(page, tmp_path, "", "slow")
 
 
-@pytest.mark.parametrize("page", PYTHON_PAGES)
+@pytest.mark.parametrize("page", [pytest.param("README.md", marks=pytest.mark.slow), *PYTHON_PAGES])
 def test_python_runs(page, tmp_path):
     if page == "docs/index.md":  # its Python reads what its commands have drawn
         (draw,) = re.findall(r"^sammi datasets draw .*$", script(page, "slow"), re.M)

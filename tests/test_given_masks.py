@@ -135,6 +135,7 @@ def test_masks_that_cannot_be_given_are_an_error(config, model, message):
         GivenMasks(open_dataset("os48/val_seen", 4), model, config)
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_true_masks(tmp_path):
     """Scenes of 96 pixels, evaluated with their instances and with every mask shut."""
     config = dataclasses.replace(SAMMI, sliding=None)

@@ -84,7 +84,11 @@ def test_values_and_derivatives(no_cache, rng, recompute):
 
 @pytest.mark.parametrize(
     ("pooling", "remat"),
-    [pytest.param(1, "none", marks=pytest.mark.slow), (2, "none"), (2, "full")],
+    [
+        pytest.param(1, "none", marks=pytest.mark.slow),
+        pytest.param(2, "none", marks=pytest.mark.slow),
+        (2, "full"),
+    ],
 )
 def test_aggregation_in_pieces(monkeypatch, rng, pooling, remat):
     """Six classes, four at most at once: logits and gradients of the whole."""

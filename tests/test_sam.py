@@ -333,6 +333,7 @@ def test_bad_prompts(ours, embeddings):
         ours.decode_prompts(jnp.asarray(embeddings), points=jnp.zeros((2, 1, 1, 2)))
 
 
+@pytest.mark.slow
 def test_gradient_reaches_every_part(ours, image, rng):
     graphdef, trained, constant = nnx.split(ours, nnx.Param, ...)
     prompts = {k: jnp.asarray(v) for k, v in make_prompts(rng, "points mask").items()}

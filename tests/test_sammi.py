@@ -152,9 +152,9 @@ def test_trained_injection_without_a_valid_mask_is_catseg(pictures):
         {"tspp": None, "grid_points": 3},
         {"smagg": None},
         {"dmi": DmiConfig(low=False, num_heads=2)},
-        {"dmi": DmiConfig(high=False, num_heads=2)},
-        {"dmi": DmiConfig(decoder=False, num_heads=2)},
-        {"dmi": DmiConfig(smoothing=False, num_heads=2)},
+        pytest.param({"dmi": DmiConfig(high=False, num_heads=2)}, marks=pytest.mark.slow),
+        pytest.param({"dmi": DmiConfig(decoder=False, num_heads=2)}, marks=pytest.mark.slow),
+        pytest.param({"dmi": DmiConfig(smoothing=False, num_heads=2)}, marks=pytest.mark.slow),
     ],
     ids=["all", "no tspp", "no smagg", "no low", "no high", "no decoder", "no smoothing"],
 )
