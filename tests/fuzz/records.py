@@ -64,7 +64,7 @@ def _records() -> list[bytes]:
 
 @st.composite
 def _files(draw: st.DrawFn) -> dict[str, bytes]:
-    """One file of the set that is not as it was written; at times one is missing."""
+    """One file of the set that is not as it was written; at times it is empty."""
     name = draw(st.sampled_from([_SHARD, _SHARD, *_DESCRIPTIONS]))
     if not draw(st.integers(0, 30)):
         return {name: b""}
