@@ -1,3 +1,4 @@
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -28,6 +29,10 @@ from tests.skips import (  # noqa: F401 (hooks)
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )
+
+# JAX makes objects by the hundred thousand when it traces; Python's default looks for cycles after
+# every 700 of them.
+gc.set_threshold(100_000, 20, 20)
 
 jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_numpy_rank_promotion", "raise")  # shapes that only happen to fit hide errors

@@ -1,8 +1,10 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from sammi_jax.config.model import ClipConfig
 from sammi_jax.convert.rules import (
     CONV,
     CONV_TRANSPOSE,
@@ -16,6 +18,7 @@ from sammi_jax.convert.rules import (
 from sammi_jax.errors import SammiError
 from sammi_jax.layers import Stack, linear
 from sammi_jax.layers.init import Keys
+from sammi_jax.weights.kinds import model_maker
 from sammi_jax.weights.params import abstract_params, build, flat_params
 
 BLOCK = [
@@ -109,6 +112,32 @@ def test_build_round_trip_and_strictness():
     del broken["parts/0/kernel"]
     with pytest.raises(SammiError, match="missing parts/0/kernel; unknown nope"):
         build(make, broken)
+
+
+def test_a_model_is_traced_once(monkeypatch):
+    """Also where the first to ask is itself being traced: nothing of that trace is kept."""
+    traced = []
+    trace = nnx.eval_shape
+    monkeypatch.setattr(nnx, "eval_shape", lambda make: (traced.append(make), trace(make))[1])
+
+    def make():
+        return _Net(nnx.Rngs(0))
+
+    params = flat_params(make())
+    twice = jax.jit(lambda params: flat_params(build(make, params)))(params)
+    again = flat_params(build(make, params, "bfloat16"))
+    assert traced == [make]
+    for path, value in params.items():
+        np.testing.assert_array_equal(twice[path], value)
+        assert again[path].dtype == jnp.bfloat16
+    assert build(make, params).parts[0] is not build(make, params).parts[0]
+
+
+def test_equal_configurations_have_one_constructor():
+    small, other = ClipConfig(embed_dim=16), ClipConfig(embed_dim=32)
+    assert model_maker(small) is model_maker(ClipConfig(embed_dim=16))
+    assert model_maker(small) is not model_maker(other)
+    assert model_maker(small, 1) is not model_maker(small)
 
 
 def test_keys_are_those_of_flax():

@@ -1,8 +1,7 @@
 """The kinds of model: each one's configuration class and constructor."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from flax import nnx
@@ -14,7 +13,7 @@ from sammi_jax.layers.init import Keys
 from sammi_jax.models.clip import Clip
 from sammi_jax.models.sam.sam import Sam
 from sammi_jax.models.sammi import Sammi
-from sammi_jax.weights.params import abstract_params
+from sammi_jax.weights.params import abstract_params, variable_paths
 
 Kind = Literal["clip", "sam", "catseg", "sammi"]
 ModelConfig = ClipConfig | SamConfig | SegmenterConfig
@@ -28,10 +27,12 @@ CONFIGS: dict[str, type[ModelConfig]] = {
 KINDS = tuple(CONFIGS)
 
 
+@lru_cache(maxsize=8)  # one function, so that `params` traces a model once
 def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
     """The constructor of a configuration's model, with keys that are cheap to trace.
 
-    For `params.abstract_params` and `params.build`, and for initialization under `jax.jit`.
+    For `params.abstract_params` and `params.build`, and for initialization under `jax.jit`. Equal
+    arguments give the same function.
     """
     module = cast(Any, {ClipConfig: Clip, SamConfig: Sam, SegmenterConfig: Sammi}[type(config)])
     return lambda: module(config, rngs=Keys(seed))
@@ -39,12 +40,10 @@ def model_maker(config: ModelConfig, seed: int = 0) -> Callable[[], nnx.Module]:
 
 def buffer_paths(config: ModelConfig) -> set[str]:
     """Paths of the model's buffers: constants that are stored with the weights and never train."""
-    state = nnx.state(nnx.eval_shape(model_maker(config)), Buffer)
-    return {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(state)}
+    return variable_paths(model_maker(config), Buffer)
 
 
-@lru_cache(maxsize=4)  # one conversion asks for the same model several times
-def expected_params(config: ModelConfig) -> Mapping[str, Any]:
+def expected_params(config: ModelConfig) -> dict[str, Any]:
     """Shape and dtype of every parameter of the configuration's model, by path.
 
     Raises:
@@ -52,7 +51,7 @@ def expected_params(config: ModelConfig) -> Mapping[str, Any]:
     """
     check_sizes(config)
     try:
-        return MappingProxyType(abstract_params(model_maker(config)))
+        return abstract_params(model_maker(config))
     except SammiError:
         raise
     except Exception as error:  # sizes that do not fit together fail anywhere in a constructor

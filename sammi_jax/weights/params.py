@@ -5,6 +5,7 @@ Model folders, conversion and sharding name parameters by these paths.
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import jax
 from flax import nnx
@@ -26,9 +27,29 @@ def flat_params(module: nnx.Module) -> dict[str, Any]:
     return _flat(nnx.state(module))
 
 
+# What `_abstract` has found, for as long as the constructor is in use: a command asks for its model
+# several times, and tracing it takes longer than most of what is then done with it.
+_TRACED: WeakKeyDictionary[Callable[[], nnx.Module], tuple[Any, Any]] = WeakKeyDictionary()
+
+
+def _abstract(make: Callable[[], nnx.Module]) -> tuple[Any, Any]:
+    """Structure of ``make()``, and its variables with shapes for values."""
+    if make not in _TRACED:
+        _TRACED[make] = nnx.split(nnx.eval_shape(make))
+    return _TRACED[make]
+
+
 def abstract_params(make: Callable[[], nnx.Module]) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the variables of ``make()``, without running its initialization."""
-    return _flat(nnx.state(nnx.eval_shape(make)))
+    _, state = _abstract(make)
+    return _flat(state)
+
+
+def variable_paths(make: Callable[[], nnx.Module], kind: type[nnx.Variable]) -> set[str]:
+    """Paths of the variables of one kind in ``make()``."""
+    _, state = _abstract(make)
+    flat = nnx.to_flat_state(state)
+    return {"/".join(map(str, path)) for path, variable in flat if isinstance(variable, kind)}
 
 
 def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float32") -> M:
@@ -43,7 +64,7 @@ def build(make: Callable[[], M], params: Mapping[str, Any], dtype: str = "float3
     Raises:
         SammiError: a path is missing, is unknown, or has another shape.
     """
-    graphdef, state = nnx.split(nnx.eval_shape(make))
+    graphdef, state = _abstract(make)
     flat = dict(nnx.to_flat_state(state))
     names = {"/".join(map(str, path)): path for path in flat}
     wrong = [f"missing {name}" for name in names if name not in params]
@@ -73,8 +94,7 @@ def cast_params(
     """
     if dtype == "float32":
         return dict(params)
-    variables = nnx.to_flat_state(nnx.state(nnx.eval_shape(make), nnx.Param))
-    of_products = {"/".join(map(str, path)) for path, _ in variables}
+    of_products = variable_paths(make, nnx.Param)
     return {
         path: value.astype(dtype) if path in of_products and value.ndim else value
         for path, value in params.items()
