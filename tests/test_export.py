@@ -52,7 +52,7 @@ def model_folders(tmp_path_factory):
     for kind, config in CONFIGS.items():
         rng = np.random.default_rng(0)
         params = {
-            path: value + 0.1 * rng.normal(size=value.shape).astype("f")
+            path: np.asarray(value) + 0.1 * rng.normal(size=value.shape).astype("f")
             for path, value in flat_params(model_maker(config)()).items()
         }
         folders[kind] = write_model(

@@ -127,7 +127,13 @@ def _predict(model, pictures, run=_run):
         return run(graphdef, state, inputs, ids)
 
 
-@pytest.mark.parametrize("sliding", [CATSEG.sliding, None], ids=["windows", "plain"])
+@pytest.mark.parametrize(
+    "sliding",
+    [
+        pytest.param(CATSEG.sliding, id="windows", marks=pytest.mark.slow),
+        pytest.param(None, id="plain"),
+    ],
+)
 def test_untrained_injection_is_catseg(pictures, sliding):
     model = Sammi(dataclasses.replace(SAMMI, sliding=sliding), rngs=Keys(0))
     ours = _predict(model, pictures, _run_as_users)
@@ -151,7 +157,7 @@ def test_trained_injection_without_a_valid_mask_is_catseg(pictures):
         {},
         {"tspp": None, "grid_points": 3},
         {"smagg": None},
-        {"dmi": DmiConfig(low=False, num_heads=2)},
+        pytest.param({"dmi": DmiConfig(low=False, num_heads=2)}, marks=pytest.mark.slow),
         pytest.param({"dmi": DmiConfig(high=False, num_heads=2)}, marks=pytest.mark.slow),
         pytest.param({"dmi": DmiConfig(decoder=False, num_heads=2)}, marks=pytest.mark.slow),
         pytest.param({"dmi": DmiConfig(smoothing=False, num_heads=2)}, marks=pytest.mark.slow),
@@ -203,17 +209,16 @@ def test_training_forward_has_gradients_where_something_trains():
     images = jnp.asarray(rng.uniform(0, 255, (2, 32, 32, 3)).astype("f"))
     ids = jnp.asarray(rng.integers(1, 20, (NUM_CLASSES, 1, 6)))
 
-    @jax.jit
     def loss(params):
         model = nnx.merge(graphdef, params, rest)
         output = forward_crops(model, images, ids, jnp.ones(NUM_CLASSES, bool), 2)
         loss = (output.logits**2).mean() + (output.tspp_logits**2).mean()
         return loss, output.proposals.masks
 
-    gradients, found = jax.grad(loss, has_aux=True)(params)
+    gradients, found = jax.jit(jax.grad(loss, has_aux=True))(params)
     assert found.any()
     grads = {
-        "/".join(map(str, path)): float(jnp.abs(value.get_value()).max())
+        "/".join(map(str, path)): float(np.abs(value.get_value()).max())
         for path, value in nnx.to_flat_state(gradients)
     }
     zero = {path for path, value in grads.items() if value == 0}

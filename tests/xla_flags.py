@@ -15,5 +15,6 @@ def fast_flags(devices: int = 1, fused: bool = False) -> str:
     fusion = "" if fused else " --xla_cpu_use_fusion_emitters=false"
     return (
         f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        + fusion
+        # Splitting a program for several compiling threads costs more than it gives here.
+        " --xla_cpu_parallel_codegen_split_count=1" + fusion
     )
