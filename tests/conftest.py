@@ -107,3 +107,8 @@ def bucket(request, stores, monkeypatch, tmp_path) -> object_store.AnyPath:
     top = object_store.as_path(f"{request.param}://{BUCKET}/top")
     object_store.remove(top)
     return top
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector need not look at it again."""
+    gc.freeze()
