@@ -13,7 +13,8 @@ from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 # Programs this small run as fast when XLA optimizes less, and compile a good deal faster.
-_ENVIRONMENT = {"XLA_FLAGS": "--xla_backend_optimization_level=1"} | os.environ
+_XLA_FLAGS = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+_ENVIRONMENT = {"XLA_FLAGS": _XLA_FLAGS} | os.environ
 
 
 @dataclass(frozen=True)
