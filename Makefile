@@ -75,7 +75,7 @@ test-page: $(TEST_STAMP)  ## the page of `sammi serve`, in a browser (installs C
 	$(BIN)/python -m pytest -m page tests/test_page.py
 
 slow: $(TEST_STAMP)  ## the long tests: real sizes, whole training runs
-	XLA_FLAGS="--xla_backend_optimization_level=2 --xla_cpu_use_fusion_emitters=true" \
+	XLA_FLAGS="--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true" \
 		$(BIN)/python -m pytest -m slow
 
 test-slurm: $(TEST_STAMP)  ## the Slurm script under a real Slurm (apt-get install slurm-wlm munge)
