@@ -49,6 +49,7 @@ def main() -> None:
         print("| from | threads | first batch, s | images/s | again, images/s | records/s |")
         print("|---|---|---|---|---|---|")
         first, rate, used = read(top / "data", options.images, 4)
+        more = 0.0
         print(f"| disk | 4 | {first:.2f} | {rate:.0f} | - | - |")
         for threads in options.threads:
             use(slow, top / f"batches{threads}")

@@ -54,11 +54,19 @@ class AbstractSegmenter:
     def encode_classes(self, class_names: Sequence[str]) -> ClassTexts:
         """Shapes of the embeddings and of the class mask."""
         total = -(-len(class_names) // TEXTS_PADDED_TO) * TEXTS_PADDED_TO
-        features = jax.ShapeDtypeStruct((total, 1, self.config.clip.embed_dim), jnp.float32)
-        return ClassTexts(features, jax.ShapeDtypeStruct((total,), jnp.bool_))
+        shape = (total, 1, self.config.clip.embed_dim)
+        return jax.eval_shape(lambda: ClassTexts(jnp.zeros(shape), jnp.ones(total, bool)))
 
-    def prepare(self, image: Any, config: SegmenterConfig | None = None) -> SegmenterInput:
-        """One image's inputs."""
+    def prepare(
+        self,
+        image: Any,
+        config: SegmenterConfig | None = None,
+        masks: Any = None,
+        num_slots: int = 0,
+        mask_quality: Any = None,
+    ) -> SegmenterInput:
+        """One image's inputs; no masks are given here."""
+        assert masks is None
         return segmenter_input(image, config or self.config)
 
     def views(self, state: Any, inputs: Any, text: ClassTexts, layout: ViewLayout) -> ViewScores:

@@ -63,7 +63,7 @@ def main() -> None:
         rows = [("export", time.perf_counter() - start)]
         print("| file | bytes |\n|---|---|")
         for path in sorted(exported.iterdir()):
-            print(f"| `{path.name}` | {path.stat().st_size:,} |")
+            print(f"| `{path.name}` | {len(path.read_bytes()):,} |")
         np.savez(folder / "task.npz", images=images, names=names)
         command = [sys.executable, "-c", OTHER_PROCESS, "../task.npz", "../labels.npy"]
         done = subprocess.run(command, cwd=exported, capture_output=True, text=True, check=True)

@@ -37,9 +37,9 @@ def measure(size: str, num_classes: int) -> dict[str, float]:
     config = replace(SEGMENTER_SIZES[size], masks=masks)
     found: dict[str, list[float]] = {"compile": [], "lower": []}
 
-    def listen(name: str, seconds: float, **_: object) -> None:
-        if name.startswith("/jax/core/compile/"):
-            found["compile" if "backend" in name else "lower"].append(seconds)
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            found["compile" if "backend" in event else "lower"].append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     rng = np.random.default_rng(0)

@@ -73,9 +73,12 @@ def train(args: argparse.Namespace) -> None:
     from sammi_jax.cli.main import main
 
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiled.append(seconds) if "backend_compile" in name else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     began, process = time.monotonic(), psutil.Process()
     with tempfile.TemporaryDirectory() as folder:
         steps = Path(folder, "run", "log.jsonl")

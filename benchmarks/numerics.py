@@ -53,7 +53,7 @@ def write(folder: Path, dtype: str) -> None:
         path: value * rng.uniform(1 - 2**-12, 1 + 2**-12, value.shape).astype(value.dtype)
         for path, value in model.params.items()
     }
-    tokenizer = load_tokenizer(DEFAULT, model)
+    tokenizer = load_tokenizer(DEFAULT, model.tokenizer_path, model.config)
     assert isinstance(model.config, SegmenterConfig)
     write_model(
         folder, model.kind, model.config, params,

@@ -99,7 +99,7 @@ def main() -> None:
         prepared = prepare(
             "ade20k_150", folder, folder / "data", splits=["validation"], allow_incomplete=True
         )
-        source = PreparedSource(prepared, "validation")
+        source = PreparedSource(Path(prepared), "validation")
         kinds: dict[str, Callable[[], Timing]] = {
             "plain decode, one thread": lambda: plain_decode(source, options.images),
             "pipeline, workers = 0 (threads)": lambda: pipeline(source, options.images, 0),

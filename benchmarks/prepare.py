@@ -23,6 +23,7 @@ from pipeline import generate_files
 from sammi_jax.data.catalogue import open_dataset
 from sammi_jax.data.prepare.doctor import examine
 from sammi_jax.data.prepare.write import prepare
+from sammi_jax.data.sources import PreparedSource
 
 COCO_IMAGES = 118_287
 DRAWN = 16  # different images; the others are copies
@@ -58,6 +59,7 @@ def measure(source: Path, target: Path, processes: int) -> tuple[float, ...]:
     )
     between, cpu_between = time.perf_counter(), cpu_seconds()
     dataset = open_dataset("ade20k_150", data_dir=target)
+    assert isinstance(dataset.source, PreparedSource)
     report = examine(dataset.source, dataset.num_classes, 255, processes=processes)
     assert report.sound
     ended, cpu_ended = time.perf_counter(), cpu_seconds()
@@ -80,7 +82,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     options = parser.parse_args()
     found: dict[int, list[tuple[float, ...]]] = {number: [] for number in options.processes}
-    digests = set()
+    digests: set[str] = set()
+    shards: list[Path] = []
+    stored = 0
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name, "in"), Path(name, "out")

@@ -25,7 +25,7 @@ LARGE = (9000, 12000)
 def draw(path: Path, size: tuple[int, int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize(size[::-1], Image.Resampling.NEAREST).save(path)
+    Image.fromarray(coarse).resize((size[1], size[0]), Image.Resampling.NEAREST).save(path)
 
 
 def names(count: int) -> list[str]:
@@ -51,7 +51,7 @@ def many(args: argparse.Namespace) -> None:
         images, out = Path(folder, "images"), Path(folder, "out")
         images.mkdir()
         rng = np.random.default_rng(0)
-        sizes = [tuple(int(x) for x in rng.integers(60, 700, 2)) for _ in range(NUM_SIZES)]
+        sizes = [(int(h), int(w)) for h, w in rng.integers(60, 700, (NUM_SIZES, 2))]
         for index in range(NUM_IMAGES):
             draw(images / f"{index:04d}.png", sizes[index % NUM_SIZES], index)
         command = [sys.executable, __file__, "job", str(images), str(out)]
@@ -73,9 +73,12 @@ def job(args: argparse.Namespace) -> None:
     # a shell that runs this in the background makes its children ignore the signal
     signal.signal(signal.SIGINT, signal.default_int_handler)
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: compiled.append(seconds) if "backend_compile" in name else None
-    )
+
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
+        if "backend_compile" in event:
+            compiled.append(duration_secs)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
     import tqdm
 
     began, seen = time.perf_counter(), []

@@ -15,6 +15,7 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
+from typing import NoReturn
 
 import numpy as np
 
@@ -26,7 +27,7 @@ SIZE = (480, 640)
 GRID, KEPT, COUNTS, RUNS = 32, 80, (150, 459, 847), 3
 
 
-def _no_text() -> None:
+def _no_text() -> NoReturn:
     raise AssertionError("embeddings are given, so no text is read")
 
 
